@@ -22,7 +22,7 @@ def rounded(value: Any, digits: int = 6) -> Any:
 def _lines(value: Any, depth: int) -> str:
     flat = json.dumps(value, ensure_ascii=False)
     nested = isinstance(value, dict) and any(isinstance(item, dict | list) for item in value.values())
-    if not nested or not value:
+    if not isinstance(value, dict) or not value or not (nested or len(flat) > 300):
         return flat
     pad = " " * (depth + 1)
     body = ",\n".join(f"{pad}{json.dumps(key)}: {_lines(item, depth + 1)}" for key, item in value.items())
