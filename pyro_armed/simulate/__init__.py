@@ -1,0 +1,25 @@
+"""Data with known truth.
+
+Every function takes ``seed``, leaves the global random state alone and returns a frozen dataclass that holds
+the data and the truth behind them.
+"""
+
+from pyro_armed.simulate._designs import crossed, nested, within_between
+from pyro_armed.simulate._images import SiteImages, site_images
+from pyro_armed.simulate._mixed import MixedData, MixedModelData, mixed_model
+from pyro_armed.simulate._spirals import ConfoundedSpirals, Spirals, confounded_spirals, spirals
+
+__all__ = [
+    "ConfoundedSpirals",
+    "MixedData",
+    "MixedModelData",
+    "SiteImages",
+    "Spirals",
+    "confounded_spirals",
+    "crossed",
+    "mixed_model",
+    "nested",
+    "site_images",
+    "spirals",
+    "within_between",
+]
