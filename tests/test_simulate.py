@@ -229,6 +229,16 @@ def test_confounded_unknown_ratio_is_brute_force_over_draws():
         assert abs(one / (zero + one) - p) < 0.03
 
 
+def test_probes_alone_give_the_ratio_that_quadrature_gives():
+    """With coordinates drowned in noise, the probability of class 1 is the ratio expected from the probes."""
+    data = simulate.confounded_spirals(4, 10, noise=1e4, seed=0)
+    ratio = np.clip(stats.norm(0.5, 0.2).ppf((np.arange(100_000) + 0.5) / 100_000), 0.1, 0.9)
+    probes = data.frame[["probe1", "probe2"]].to_numpy()
+    for row, p in zip(probes, data.bayes_probability(known_radius=False), strict=True):
+        weight = stats.norm.pdf(row[0], ratio, 0.2) * stats.norm.pdf(row[1], ratio, 0.2)
+        assert abs(p - np.average(ratio, weights=weight)) < 5e-4
+
+
 @pytest.mark.parametrize(("name", "value"), [("clip", (0.9, 0.1)), ("clip", (0.0, 0.9)), ("probe_sd", 0.0)])
 def test_confounded_spirals_refuse_arguments_out_of_range(name, value):
     with pytest.raises(ArgumentError, match=name):
