@@ -60,7 +60,7 @@ def process_state() -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def clean_process(request: pytest.FixtureRequest) -> Iterator[None]:
     """Seed, clear, validate; put everything back; fail if the test has left something behind."""
-    threads = torch.get_num_threads()
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(1)
     outer_settings = pyro.settings.get()
     left = set(pyro.get_param_store().keys())  # by an import or a fixture of wider scope
@@ -74,6 +74,7 @@ def clean_process(request: pytest.FixtureRequest) -> Iterator[None]:
         left |= set(pyro.get_param_store().keys())
     pyro.clear_param_store()
     pyro.settings.set(**outer_settings)
+    torch.set_default_dtype(dtype)
     np.random.set_state(numpy_state)  # noqa: NPY002
     random.setstate(python_state)
     torch.set_num_threads(threads)
