@@ -37,6 +37,7 @@ LAYERS = [
     "guides",
     "objective",
     "training",
+    "posterior",
     "sampling",
     "new_groups",
     "predict",
@@ -214,6 +215,23 @@ def dotted(node: ast.AST, names: dict[str, str]) -> str | None:
     return ".".join([names[node.id], *reversed(parts)])
 
 
+def restored_calls(tree: ast.Module, names: dict[str, str]) -> set[tuple[str | None, int]]:
+    """Calls in a function that makes the same call in a ``finally``, as ``torch.set_num_threads(before)``."""
+    calls: set[tuple[str | None, int]] = set()
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        ends = [end for block in ast.walk(function) if isinstance(block, ast.Try) for end in block.finalbody]
+        undone = {
+            dotted(node.func, names) for end in ends for node in ast.walk(end) if isinstance(node, ast.Call)
+        }
+        made = [
+            (dotted(node.func, names), id(node)) for node in ast.walk(function) if isinstance(node, ast.Call)
+        ]
+        calls |= {(name, key) for name, key in made if name in undone}
+    return calls
+
+
 def call_faults(tree: ast.Module) -> list[tuple[ast.AST, str]]:
     names = imported_names(tree)
     forked = {
@@ -223,6 +241,7 @@ def call_faults(tree: ast.Module) -> list[tuple[ast.AST, str]]:
         and any("fork_rng" in ast.unparse(item.context_expr) for item in block.items)
         for inner in ast.walk(block)
     }
+    restored = restored_calls(tree, names)
     faults: list[tuple[ast.AST, str]] = []
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -241,7 +260,7 @@ def call_faults(tree: ast.Module) -> list[tuple[ast.AST, str]]:
             faults.append((node, f"{name}: NumPy's global random state; use numpy.random.default_rng(seed)"))
         if name in SEEDERS and id(node) not in forked:
             faults.append((node, f"{name}: only inside `with torch.random.fork_rng():`"))
-        if name in GLOBAL_STATE:
+        if name in GLOBAL_STATE and (name, id(node)) not in restored:
             faults.append((node, f"{name}: changes or uses process-wide state"))
         if name in UNSAFE:
             faults.append((node, f"{name}: executes code from files or strings"))
@@ -269,6 +288,7 @@ def test_no_global_state_and_no_pickle(path: Path) -> None:
         "import random",
         "import pyro\npyro.clear_param_store()",
         "with torch.random.fork_rng():\n    pass\nimport torch\ntorch.manual_seed(1)",
+        "import torch\ndef f():\n    torch.set_num_threads(1)",
         "import pickle",
         "from cloudpickle import dumps",
         "import torch\ntorch.load('x')",
@@ -289,6 +309,8 @@ def test_call_check_sees_faults(code: str) -> None:
         "import numpy as np\nnp.random.default_rng(0).normal()",
         "import numpy\nnumpy.load('x', allow_pickle=False)",
         "module.eval()\nfrom torch import random",
+        "import torch\ndef f():\n    torch.set_num_threads(1)\n    try:\n        g()\n"
+        "    finally:\n        torch.set_num_threads(2)",
     ],
 )
 def test_call_check_lets_pass(code: str) -> None:
