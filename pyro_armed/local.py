@@ -1,0 +1,30 @@
+"""Pyro modules that keep their parameters to themselves."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import AbstractContextManager
+
+import pyro
+from pyro.nn import PyroModule
+
+__all__ = ["LocalPyroModule", "local_parameters"]
+
+_numbers = itertools.count()
+
+
+def local_parameters() -> AbstractContextManager[None]:
+    """A context in which Pyro's global parameter store is neither read nor written."""
+    return pyro.settings.context(module_local_params=True)  # type: ignore[no-any-return]
+
+
+class LocalPyroModule(PyroModule):
+    """A `PyroModule` whose parameters no other one shares.
+
+    The library runs its modules under `local_parameters`. A user's own `pyro.infer.SVI` fills Pyro's global
+    store as usual; there, parameters of one name are shared, so each module has a name of its own.
+    """
+
+    def __init__(self) -> None:
+        with local_parameters():
+            super().__init__(f"{type(self).__name__}{next(_numbers)}")

@@ -1,0 +1,459 @@
+"""The generative story as a Pyro module, and nothing else.
+
+For row i of group c = g(i), with x_i, response y_i and the notation of Laird and Ware (1982)::
+
+    eta_i = f(x_i) + sum_g w_g(x_i)' u_{g,c}
+    u_{g,c} = D(tau_g) L_g z_{g,c},  z ~ Normal(0, 1),  L_g L_g' = R_g
+    y_i ~ family(eta_i, auxiliaries)
+
+The adversary and the fixed-effects loss are no part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro_armed.local import LocalPyroModule
+from torch import Tensor, nn
+
+from pyro_armed.batch import Batch
+from pyro_armed.errors import NotFittedError
+from pyro_armed.families import get_link
+from pyro_armed.networks import features_and_output
+from pyro_armed.priors import Prior, PriorTable, corr_name
+from pyro_armed.spec import FEATURES, INTERCEPT, EffectBlock, ModelSpec, Predictor, Term
+
+__all__ = ["MixedEffectsModule"]
+
+OBSERVATIONS = "__obs__"
+Values = Mapping[str, Tensor]
+
+
+class MixedEffectsModule(LocalPyroModule):
+    """The Pyro model of clustered data.
+
+    Called without arguments it is the model of the training data; with a `Batch` it is the model of those
+    rows, the likelihood scaled to the whole data set. Sample sites: ``NAME_raw`` for common effects of order
+    one, ``EFFECT_sigma``, ``GROUP_corr_cholesky``, ``EFFECT_offset`` (one per group, standard normal) and
+    auxiliary parameters; everything else that the posterior reports is deterministic.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The model's structure.
+    priors : PriorTable
+        Priors by name.
+    network : nn.Module, optional
+        The user's network, never edited.
+    output_layer : str, optional
+        Name of the network's last linear layer, whose input are the features. With it the last layer's
+        weights are latent variables (``features``); without it the network's own output is used.
+    data : Batch, optional
+        Training rows.
+
+    Examples
+    --------
+    Stock Pyro works on it: ``SVI(model.module, AutoNormal(model.module), optim, Trace_ELBO()).step()``,
+    ``NUTS(model.module)``, ``Predictive(model.module, samples)(batch)``.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        priors: PriorTable,
+        network: nn.Module | None = None,
+        output_layer: str | None = None,
+        data: Batch | None = None,
+    ):
+        super().__init__()
+        self.spec = spec
+        self.priors = priors
+        self.network = network
+        self.output_layer = output_layer
+        self.data = data
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MixedEffectsModule:
+        super()._apply(fn, recurse)
+        self.priors.apply(fn)
+        if self.data is not None:
+            self.data = self.data.map(
+                lambda t: fn(t) if t.is_floating_point() else t.to(fn(t.float()).device)
+            )
+        return self
+
+    def forward(self, batch: Batch | None = None, hidden: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Draw from the model, or score what an enclosing handler fixes.
+
+        Parameters
+        ----------
+        batch : Batch, optional
+            Rows; the training data by default. Without a response the response is drawn.
+        hidden : tuple of Tensor, optional
+            The network's features and output for these rows, if they are known already.
+
+        Returns
+        -------
+        Tensor, shape (..., B) or (..., B, R)
+            The linear predictor of the mean.
+        """
+        if batch is None:
+            batch = self.data
+        if batch is None:
+            raise NotFittedError(
+                "This module has no training data (it was loaded from a file): pass a Batch."
+            )
+        values = self.sample_latents(batch)
+        if hidden is None:
+            hidden = self.hidden(batch)
+        etas = {p.parameter: self.linear_predictor(p, values, batch, hidden) for p in self.spec.predictors}
+        self._observe(etas, values, batch)
+        return etas["mu"]
+
+    # --- drawing -----------------------------------------------------------------------------------------
+
+    def sample_latents(self, batch: Batch) -> dict[str, Tensor]:
+        """Draw everything but the response.
+
+        Parameters
+        ----------
+        batch : Batch
+            Says which groups are present; its rows are not looked at.
+
+        Returns
+        -------
+        dict of str to Tensor
+            What `linear_predictor` takes: the intercept (and thresholds) at the mean of the columns.
+        """
+        values: dict[str, Tensor] = {}
+        for predictor in self.spec.predictors:
+            self._sample_common(predictor, values)
+        self._sample_auxiliaries(values)
+        self._sample_effects(batch, values)
+        for name, value in self._derived(values).items():
+            pyro.deterministic(name, value, event_dim=self._event_dim(name))
+        return values
+
+    def _sample_raw(self, name: str) -> Tensor:
+        prior: Prior = self.priors[name]
+        return prior.shift + prior.unit * pyro.sample(f"{name}_raw", prior.raw)
+
+    def _sample_common(self, predictor: Predictor, values: dict[str, Tensor]) -> None:
+        """Common effects on the data's scale; the intercept is drawn at the mean of the columns."""
+        for label in [*(term.name for term in predictor.terms), FEATURES]:
+            name = predictor.common_name(label)
+            if name in self.priors:
+                values[name] = self._sample_raw(name)
+        if predictor.intercept:
+            name = predictor.common_name(INTERCEPT)
+            values[name] = self._sample_raw(name)
+
+    def _sample_auxiliaries(self, values: dict[str, Tensor]) -> None:
+        for name in self.spec.family.auxiliaries:
+            if name not in self.priors:
+                continue
+            site = "threshold_raw" if name == "threshold" else name
+            values[name] = pyro.sample(site, self.priors[name].raw)
+
+    def _sample_effects(self, batch: Batch, values: dict[str, Tensor]) -> None:
+        for group in self.spec.groups:
+            present = batch.present.get(group.name)
+            plate = pyro.plate(group_plate(group.name), group.size, subsample=present, dim=-1)
+            blocks = [block for block in self.spec.blocks if block.group == group.name]
+            for block in blocks:
+                self._sample_covariance(block, values)
+            with ExitStack() as stack:
+                if group.name in batch.group_scale:
+                    weight = batch.group_scale[group.name] * (len(batch.group_scale[group.name]) / group.size)
+                    stack.enter_context(poutine.scale(scale=weight))
+                stack.enter_context(plate)
+                for block in blocks:
+                    self._sample_block(block, values)
+
+    def _sample_covariance(self, block: EffectBlock, values: dict[str, Tensor]) -> None:
+        for term in block.terms:
+            name = f"{block.effect_name(term)}_sigma"
+            values[name] = pyro.sample(name, self.priors[name].raw)
+        if block.correlated:
+            name = corr_name(self.spec, block)
+            values[name] = pyro.sample(f"{name}_cholesky", self.priors[name].raw)
+
+    def _sample_block(self, block: EffectBlock, values: dict[str, Tensor]) -> None:
+        offsets = []
+        for term in block.terms:
+            prior = self.priors[f"{block.effect_name(term)}_sigma"]
+            shape = prior.raw.event_shape
+            standard = dist.Normal(torch.zeros_like(prior.shift), torch.ones_like(prior.unit))
+            draw = pyro.sample(
+                f"{block.effect_name(term)}_offset", standard.expand(shape).to_event(len(shape))
+            )
+            offsets.append(draw)
+        effects = self.scale_offsets(block, offsets, values)
+        for term, effect in zip(block.terms, self.split_effects(block, effects), strict=True):
+            name = block.effect_name(term)
+            event_dim = self._event_dim(f"{name}_sigma")
+            values[name] = pyro.deterministic(name, effect, event_dim=event_dim)
+
+    def _observe(self, etas: Mapping[str, Tensor], values: Values, batch: Batch) -> None:
+        distribution = self.response_distribution(etas, values, batch)
+        with ExitStack() as stack:
+            stack.enter_context(pyro.plate(OBSERVATIONS, batch.n_rows, subsample=batch.rows, dim=-1))
+            if batch.weights is not None:
+                stack.enter_context(poutine.scale(scale=batch.weights))
+            pyro.sample(self.spec.response, distribution, obs=batch.response)
+
+    # --- pure functions of values ------------------------------------------------------------------------
+
+    def report(self, values: Values) -> dict[str, Tensor]:
+        """What the posterior reports, on the data's scale.
+
+        Parameters
+        ----------
+        values : mapping of str to Tensor
+            From `sample_latents`, with any leading batch shape.
+
+        Returns
+        -------
+        dict of str to Tensor
+            The intercept at the zero of the columns, correlation matrices instead of their factors.
+        """
+        return {**values, **self._derived(values)}
+
+    def _derived(self, values: Values) -> dict[str, Tensor]:
+        derived = {}
+        for predictor in self.spec.predictors:
+            for label in [*(term.name for term in predictor.terms), FEATURES]:
+                name = predictor.common_name(label)
+                if name in self.priors:
+                    derived[name] = values[name]
+            if predictor.intercept:
+                name = predictor.common_name(INTERCEPT)
+                derived[name] = values[name] - self._center_shift(predictor, values)
+        if "threshold" in values:
+            derived["threshold"] = values["threshold"] + _column(self._center_shift(self.spec.mu, values))
+        for block in self.spec.blocks:
+            if block.correlated:
+                factor = values[corr_name(self.spec, block)]
+                derived[corr_name(self.spec, block)] = factor @ factor.mT
+        return derived
+
+    def hidden(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """The network's features, shape (B, F), and its output, shape (B, R); None without a network."""
+        if self.network is None:
+            return None
+        if self.output_layer is None:
+            output = self.network(batch.inputs)
+            return output.new_empty(batch.size, 0), output.reshape(batch.size, -1)
+        features, output = features_and_output(self.network, batch.inputs, self.output_layer)
+        return features, output.reshape(batch.size, -1)
+
+    def linear_predictor(
+        self,
+        predictor: Predictor,
+        values: Values,
+        batch: Batch,
+        hidden: tuple[Tensor, Tensor] | None = None,
+        random: bool = True,
+    ) -> Tensor:
+        """The linear predictor of one parameter.
+
+        Parameters
+        ----------
+        predictor : Predictor
+            Which one.
+        values : mapping of str to Tensor
+            Common effects (the intercept at the mean of the columns) and group effects by name; a leading
+            batch shape (S, 1) gives (S, B).
+        batch : Batch
+            Rows.
+        hidden : tuple of Tensor, optional
+            From `hidden`.
+        random : bool
+            Whether the group effects are included.
+
+        Returns
+        -------
+        Tensor, shape (..., B) or (..., B, R)
+        """
+        outputs = self._outputs(predictor.parameter)
+        eta = self._zeros(batch, outputs)
+        if predictor.intercept:
+            eta = eta + values[predictor.common_name(INTERCEPT)]
+        if predictor.network:
+            if hidden is None:
+                hidden = self.hidden(batch)
+            if predictor.common_name(FEATURES) not in self.priors:
+                spread = self.spec.response_scale
+                eta = eta + spread * (hidden[1] if outputs else hidden[1][:, 0])  # type: ignore[index]
+        elif predictor.terms:
+            eta = eta + rows_times(
+                batch.columns[predictor.parameter], self._standardised(predictor, values), outputs
+            )
+        if predictor.common_name(FEATURES) in self.priors:
+            eta = eta + rows_times(hidden[0], values[predictor.common_name(FEATURES)], outputs)  # type: ignore[index]
+        if predictor.offset:
+            offset = batch.offsets[predictor.parameter]
+            eta = eta + (offset[:, None] if outputs else offset)
+        for block in predictor.blocks if random else ():
+            eta = eta + self.block_contribution(block, values, batch, hidden)
+        return eta
+
+    def block_contribution(
+        self, block: EffectBlock, values: Values, batch: Batch, hidden: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """What one block of group effects adds to its predictor, shape (..., B) or (..., B, R)."""
+        outputs = self._outputs(block.parameter)
+        codes = batch.codes[block.group]
+        total: Any = 0.0
+        column = 0
+        for term in block.terms:
+            effect = values[block.effect_name(term)]
+            if not term.is_vector:
+                gathered = effect[..., codes, :] if outputs else effect[..., codes]
+                slope = batch.slopes[block.key][:, column]
+                total = total + gathered * (slope[:, None] if outputs else slope)
+            else:
+                gathered = effect[..., codes, :, :] if outputs else effect[..., codes, :]
+                slope = self.slope_columns(block, batch, hidden)[:, column : column + term.size]
+                total = total + (gathered * (slope[:, :, None] if outputs else slope)).sum(
+                    -2 if outputs else -1
+                )
+            column += term.size
+        return total
+
+    def slope_columns(self, block: EffectBlock, batch: Batch, hidden: tuple[Tensor, Tensor] | None) -> Tensor:
+        """The columns that a block's effects multiply, shape (B, K)."""
+        columns = batch.slopes[block.key]
+        if block.uses_features:
+            columns = torch.cat([columns, hidden[0]], dim=-1)  # type: ignore[index]
+        return columns
+
+    def response_distribution(self, etas: Mapping[str, Tensor], values: Values, batch: Batch) -> Any:
+        """The response's distribution, batch shape (..., B)."""
+        family = self.spec.family
+        auxiliaries = {}
+        for name in family.auxiliaries:
+            if name in etas:
+                auxiliaries[name] = get_link(family.auxiliary_links[name]).inverse(etas[name])
+            else:
+                auxiliaries[name] = values[name]
+        return family.from_predictor(etas["mu"], batch.trials, **auxiliaries)
+
+    def scale_offsets(self, block: EffectBlock, offsets: list[Tensor], values: Values) -> Tensor:
+        """Effects u = D(tau) L z of a block.
+
+        Parameters
+        ----------
+        block : EffectBlock
+            The block.
+        offsets : list of Tensor
+            Standard normal draws z of each term, shapes (..., C), (..., C, K), with R at the end for categorical.
+        values : mapping of str to Tensor
+            With the block's sds and correlations.
+
+        Returns
+        -------
+        Tensor, shape (..., C, K) or (..., C, K, R)
+        """
+        sds = [values[f"{block.effect_name(term)}_sigma"] for term in block.terms]
+        outputs = self._outputs(block.parameter)
+        axis = -2 if outputs else -1
+        z = torch.cat(
+            [o if t.is_vector else o.unsqueeze(axis) for t, o in zip(block.terms, offsets, strict=True)], axis
+        )
+        tau = torch.cat(
+            [s if t.is_vector else s.unsqueeze(axis) for t, s in zip(block.terms, sds, strict=True)], axis
+        )
+        if block.correlated:
+            cholesky = values[corr_name(self.spec, block)]
+            z = (
+                torch.einsum("...jk,...kr->...jr", cholesky, z)
+                if outputs
+                else (cholesky @ z.unsqueeze(-1))[..., 0]
+            )
+        return z * tau
+
+    def split_effects(self, block: EffectBlock, effects: Tensor) -> list[Tensor]:
+        """Effects of each term from the block's table of shape (..., C, K) or (..., C, K, R)."""
+        axis = -2 if self._outputs(block.parameter) else -1
+        parts = torch.split(effects, [term.size for term in block.terms], dim=axis)
+        return [p if t.is_vector else p.select(axis, 0) for t, p in zip(block.terms, parts, strict=True)]
+
+    def _standardised(self, predictor: Predictor, values: Values) -> Tensor:
+        """Coefficients of the standardised columns, shape (..., K) or (..., K, R)."""
+        outputs = self._outputs(predictor.parameter)
+        return torch.cat(
+            [self._rescale(predictor, term, values, term.scale, outputs) for term in predictor.terms],
+            -1 - outputs,
+        )
+
+    def _rescale(
+        self, predictor: Predictor, term: Term, values: Values, factor: tuple[float, ...], outputs: int
+    ) -> Tensor:
+        value = values[predictor.common_name(term.name)]
+        if not term.is_vector:
+            value = value.unsqueeze(-1 - outputs)
+        weights = value.new_tensor(factor)
+        return value * (weights[:, None] if outputs else weights)
+
+    def _center_shift(self, predictor: Predictor, values: Values) -> Any:
+        """What moves the intercept from the mean of the columns to their zero."""
+        outputs = self._outputs(predictor.parameter)
+        total: Any = 0.0
+        for term in () if predictor.network else predictor.terms:
+            if any(term.center):
+                total = total + self._rescale(predictor, term, values, term.center, outputs).sum(-1 - outputs)
+        return total
+
+    def effect_names(self) -> set[str]:
+        """Names of the group effects, whose first axis is the group."""
+        return {block.effect_name(term) for block in self.spec.blocks for term in block.terms}
+
+    def _outputs(self, parameter: str) -> int:
+        return int(parameter == "mu" and self.spec.n_predictors > 1)
+
+    def _event_dim(self, name: str) -> int:
+        return len(self.priors[name].raw.event_shape)
+
+    def _zeros(self, batch: Batch, outputs: int) -> Tensor:
+        shape = (batch.size, self.spec.n_predictors) if outputs else (batch.size,)
+        return torch.zeros(shape, dtype=self.priors.dtype, device=self.priors.device)
+
+
+def group_plate(group: str) -> str:
+    """Name of a grouping factor's plate and of its dimension in the posterior, as in Bambi."""
+    return f"{group}__factor_dim"
+
+
+def rows_times(columns: Tensor, coefficients: Tensor, outputs: int) -> Tensor:
+    """Rows times coefficients under any leading batch shape.
+
+    Parameters
+    ----------
+    columns : Tensor, shape (B, K)
+        Rows.
+    coefficients : Tensor, shape (K,), (K, R), (..., 1, K) or (..., 1, K, R)
+        Coefficients; a plate of draws leaves an axis of size one for the rows.
+    outputs : int
+        1 if there is an axis R, else 0.
+
+    Returns
+    -------
+    Tensor, shape (..., B) or (..., B, R)
+    """
+    if outputs:
+        if coefficients.dim() == 2:
+            return columns @ coefficients
+        return (columns @ coefficients).flatten(-3, -2)
+    if coefficients.dim() == 1:
+        return columns @ coefficients
+    return (coefficients @ columns.mT).flatten(-2)
+
+
+def _column(value: Any) -> Any:
+    return value.unsqueeze(-1) if isinstance(value, Tensor) else value

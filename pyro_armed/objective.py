@@ -1,0 +1,228 @@
+"""The loss that training minimises, in named parts. The one place where signs are decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal, kl_divergence
+
+from pyro_armed.adversary import Adversary, adversary_loss, label_columns
+from pyro_armed.batch import Batch
+from pyro_armed.module import MixedEffectsModule
+
+__all__ = ["AdversaryHead", "LossParts", "Objective", "negative_elbo"]
+
+Hidden = tuple[Tensor, Tensor] | None
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """Parts of the loss, per row of the data set; 0-dim tensors.
+
+    Attributes
+    ----------
+    elbo : Tensor
+        The *negative* ELBO divided by N: the only part that belongs to the probability model.
+    adversary : Tensor
+        The adversary's cross-entropy, whose gradient to the network is reversed.
+    fixed_effects : Tensor
+        Weighted loss of the prediction without group effects.
+    total : Tensor
+        Their sum, to be minimised.
+    adversary_accuracy, adversary_chance : Tensor
+        The adversary's accuracy and that of always naming the largest group.
+    """
+
+    elbo: Tensor
+    adversary: Tensor
+    fixed_effects: Tensor
+    total: Tensor
+    adversary_accuracy: Tensor
+    adversary_chance: Tensor
+
+
+@dataclass(frozen=True)
+class AdversaryHead:
+    """A group classifier and its settings.
+
+    Attributes
+    ----------
+    settings : Adversary
+        The user's settings.
+    classifiers : nn.ModuleDict
+        One classifier for each grouping factor, in the order of ``groups``.
+    groups : tuple of str
+        The grouping factors.
+    conditional : bool
+        Whether the classifiers see the response.
+    levels : int or None
+        Classes of the response, if it is a class.
+    """
+
+    settings: Adversary
+    classifiers: nn.ModuleList
+    groups: tuple[str, ...]
+    conditional: bool
+    levels: int | None
+
+    def loss(self, batch: Batch, features: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-entropy, accuracy and chance, averaged over the grouping factors."""
+        labels = None
+        if self.conditional and batch.response is not None:
+            labels = label_columns(batch.response, self.levels).to(features.dtype)
+        terms = [
+            adversary_loss(classifier, features, batch.codes[group], labels, weight, batch.weights)
+            for group, classifier in zip(self.groups, self.classifiers, strict=True)
+        ]
+        return tuple(torch.stack(part).mean() for part in zip(*terms, strict=True))  # type: ignore[return-value]
+
+
+class Objective:
+    """The loss of one model, guide and adversary.
+
+    Parameters
+    ----------
+    module : MixedEffectsModule
+        The Pyro model.
+    guide : callable
+        The Pyro guide.
+    adversary : AdversaryHead, optional
+        None: no adversary.
+    fixed_effects_weight : float
+        Weight of the loss of the prediction without group effects; 0 leaves it out.
+
+    Notes
+    -----
+    With neither auxiliary term ``total`` is the negative ELBO per row, to the last bit.
+    """
+
+    def __init__(
+        self,
+        module: MixedEffectsModule,
+        guide: Callable[..., object],
+        adversary: AdversaryHead | None = None,
+        fixed_effects_weight: float = 0.0,
+    ):
+        self.module, self.guide = module, guide
+        self.adversary, self.fixed_effects_weight = adversary, fixed_effects_weight
+
+    def __call__(self, batch: Batch, adversary_weight: float | Tensor = 0.0) -> LossParts:
+        """The parts of the loss on some rows.
+
+        Parameters
+        ----------
+        batch : Batch
+            Rows with their response.
+        adversary_weight : float or Tensor
+            The weight of the reversed gradient at this step.
+
+        Returns
+        -------
+        LossParts
+        """
+        hidden = self.module.hidden(batch)
+        loss, trace = negative_elbo(self.module, self.guide, batch, hidden)
+        elbo = loss / batch.n_rows
+        zero = torch.zeros_like(elbo)
+        cross_entropy = accuracy = chance = fixed = zero
+        if self.adversary is not None and hidden is not None:
+            cross_entropy, accuracy, chance = self.adversary.loss(batch, hidden[0], adversary_weight)
+        if self.fixed_effects_weight:
+            fixed = self.fixed_effects_weight * self._fixed_effects_loss(trace, batch, hidden)
+        return LossParts(elbo, cross_entropy, fixed, elbo + cross_entropy + fixed, accuracy, chance)
+
+    def _fixed_effects_loss(self, trace: Trace, batch: Batch, hidden: Hidden) -> Tensor:
+        """Mean negative log density of the response at the population's prediction."""
+        module = self.module
+        values = self._values(trace, batch)
+        etas = {
+            p.parameter: module.linear_predictor(p, values, batch, hidden, random=False)
+            for p in module.spec.predictors
+        }
+        log_prob = module.response_distribution(etas, values, batch).log_prob(batch.response)
+        if batch.weights is not None:
+            return -(log_prob * batch.weights).sum() / batch.weights.sum()
+        return -log_prob.mean()
+
+    def _values(self, trace: Trace, batch: Batch) -> Mapping[str, Tensor]:
+        with poutine.block(), poutine.replay(trace=trace):
+            return self.module.sample_latents(batch)
+
+
+def negative_elbo(
+    module: MixedEffectsModule, guide: Callable[..., object], batch: Batch, hidden: Hidden = None
+) -> tuple[Tensor, Trace]:
+    """One-draw estimate of the negative ELBO, summed over the data set.
+
+    Divergences between Gaussians are taken in closed form, as in `pyro.infer.TraceMeanField_ELBO`; nothing
+    is read back from tensors, so that the function can be traced.
+
+    Parameters
+    ----------
+    module : MixedEffectsModule
+        The model.
+    guide : callable
+        The guide, called as ``guide(batch, hidden)``.
+    batch : Batch
+        Rows with their response.
+    hidden : tuple of Tensor, optional
+        The network's features and output.
+
+    Returns
+    -------
+    loss : Tensor
+        0-dim.
+    trace : Trace
+        The model's trace.
+    """
+    guide_trace = poutine.trace(guide).get_trace(batch, hidden)
+    model_trace = poutine.trace(poutine.replay(module, trace=guide_trace)).get_trace(batch, hidden)
+    loss: Tensor | None = None
+    for name, site in model_trace.nodes.items():
+        if site["type"] != "sample" or _is_deterministic(site):
+            continue
+        if site["is_observed"]:
+            part = -_scaled(site["fn"].log_prob(site["value"]), site)
+        else:
+            part = _divergence(guide_trace.nodes[name], site)
+        loss = part if loss is None else loss + part
+    if loss is None:
+        raise RuntimeError("the model has no sample sites")
+    for site in guide_trace.nodes.values():
+        if site["type"] == "sample" and site["infer"].get("is_auxiliary"):
+            loss = loss + _scaled(site["fn"].log_prob(site["value"]), site)
+    return loss, model_trace
+
+
+def _divergence(guide: Mapping[str, object], model: Mapping[str, object]) -> Tensor:
+    """E_q[log q - log p] of one site: in closed form for Gaussians, else at the draw."""
+    q, p = guide["fn"], model["fn"]
+    if _gaussian(q) and _gaussian(p):
+        return _scaled(kl_divergence(q, p), model)  # type: ignore[arg-type]
+    value = model["value"]
+    return _scaled(q.log_prob(value), guide) - _scaled(p.log_prob(value), model)  # type: ignore[attr-defined]
+
+
+def _gaussian(distribution: object) -> bool:
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return isinstance(distribution, Normal)
+
+
+def _scaled(values: Tensor, site: Mapping[str, object]) -> Tensor:
+    return (
+        (values * site["scale"]).sum() if isinstance(site["scale"], Tensor) else values.sum() * site["scale"]
+    )  # type: ignore[operator, return-value]
+
+
+def _is_deterministic(site: Mapping[str, object]) -> bool:
+    infer = site["infer"]
+    return (
+        bool(isinstance(infer, dict) and infer.get("_deterministic"))
+        or type(site["fn"]).__name__ == "_Subsample"
+    )

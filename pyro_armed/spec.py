@@ -1,0 +1,267 @@
+"""What a model consists of, as plain values: terms, effect blocks, predictors. No tensors, no behaviour.
+
+A `ModelSpec` is all that the Pyro model, the exporter and the saved file need to know about a formula or
+about arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from pyro_armed import families
+from pyro_armed.families import Family
+
+__all__ = ["EffectBlock", "Group", "ModelSpec", "Predictor", "Term"]
+
+INTERCEPT = "Intercept"
+FEATURES = "features"
+
+
+@dataclass(frozen=True)
+class Term:
+    """One named effect and the columns it multiplies.
+
+    Attributes
+    ----------
+    name : str
+        As in the formula: ``"age"``, ``"livch"``; ``"1"`` for a group-specific intercept.
+    center, scale : tuple of float
+        Mean and standard deviation of each column in training, shape (K,).
+    labels : tuple of str
+        Names of the columns where the effect is a vector; empty for a scalar effect.
+    """
+
+    name: str
+    center: tuple[float, ...]
+    scale: tuple[float, ...]
+    labels: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of columns K."""
+        return len(self.scale)
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the effect has a dimension of its own."""
+        return bool(self.labels)
+
+
+@dataclass(frozen=True)
+class EffectBlock:
+    """Effects of one grouping factor that share a covariance matrix.
+
+    Attributes
+    ----------
+    group : str
+        The grouping factor.
+    terms : tuple of Term
+        What varies between groups, in the order of the slope columns. Features come last, as a
+        vector term named ``"features"``.
+    correlated : bool
+        Whether the effects of a group are correlated (LKJ prior).
+    parameter : str
+        The predictor that the effects belong to: ``"mu"`` or an auxiliary parameter such as ``"sigma"``.
+    """
+
+    group: str
+    terms: tuple[Term, ...]
+    correlated: bool
+    parameter: str = "mu"
+
+    @property
+    def size(self) -> int:
+        """Number of effects of one group."""
+        return sum(term.size for term in self.terms)
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether the network's hidden activations have group-specific slopes."""
+        return any(term.name == FEATURES for term in self.terms)
+
+    def effect_name(self, term: Term) -> str:
+        """Bambi's name of a term's effects: ``"1|district"``."""
+        return f"{prefix(self.parameter)}{term.name}|{self.group}"
+
+    @property
+    def key(self) -> str:
+        """A name that no other block of the model has."""
+        return f"{prefix(self.parameter)}{'+'.join(term.name for term in self.terms)}|{self.group}"
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """The linear predictor of one parameter of the response family.
+
+    Attributes
+    ----------
+    parameter : str
+        ``"mu"`` for the family's mean, else an auxiliary parameter.
+    intercept : bool
+        Whether it has an intercept.
+    terms : tuple of Term
+        Common effects. Where ``network`` is true they are the network's inputs instead.
+    blocks : tuple of EffectBlock
+        Group-specific effects.
+    network : bool
+        Whether the network replaces the linear combination of the terms.
+    features : bool
+        Whether the last hidden activations enter with coefficients of their own.
+    offset : bool
+        Whether known values are added.
+    """
+
+    parameter: str
+    intercept: bool
+    terms: tuple[Term, ...]
+    blocks: tuple[EffectBlock, ...] = ()
+    network: bool = False
+    features: bool = False
+    offset: bool = False
+
+    def common_name(self, name: str) -> str:
+        """Name of a common effect in the posterior: ``"sigma_x"`` for a term of sigma's predictor."""
+        return f"{prefix(self.parameter)}{name}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A grouping factor.
+
+    Attributes
+    ----------
+    name : str
+        Column name, or ``"a:b"``.
+    labels : tuple
+        Labels in the order of their codes, shape (C,).
+    counts : tuple of int
+        Rows per group in training, shape (C,).
+    """
+
+    name: str
+    labels: tuple[Any, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of groups C."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything about the model's structure.
+
+    Attributes
+    ----------
+    response : str
+        Name of the response.
+    family : Family
+        Response family with its link.
+    predictors : tuple of Predictor
+        The first one is ``"mu"``.
+    groups : tuple of Group
+        Grouping factors in the order of the formula.
+    n_rows : int
+        Training rows N.
+    levels : tuple
+        Labels of a categorical, ordinal or two-label response; empty otherwise.
+    response_scale : float
+        sd of the response for identity links, else 1: the unit of the default priors.
+    response_center : float
+        Link of the mean response: the centre of the intercept's default prior.
+    n_features : int
+        Width F of the network's last hidden layer; 0 without a network or without an output layer.
+    """
+
+    response: str
+    family: Family
+    predictors: tuple[Predictor, ...]
+    groups: tuple[Group, ...]
+    n_rows: int
+    levels: tuple[Any, ...] = ()
+    response_scale: float = 1.0
+    response_center: float = 0.0
+    n_features: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_predictors(self) -> int:
+        """Linear predictors R of mu: one, or K - 1 for a categorical response with K levels."""
+        return self.family.n_predictors(len(self.levels) or None)
+
+    @property
+    def blocks(self) -> tuple[EffectBlock, ...]:
+        """Effect blocks of all predictors."""
+        return tuple(block for predictor in self.predictors for block in predictor.blocks)
+
+    @property
+    def mu(self) -> Predictor:
+        """The predictor of the mean."""
+        return self.predictors[0]
+
+    def predictor(self, parameter: str) -> Predictor:
+        """The predictor of a parameter; KeyError if it has none."""
+        return {predictor.parameter: predictor for predictor in self.predictors}[parameter]
+
+    def group(self, name: str) -> Group:
+        """A grouping factor by name; KeyError if there is none."""
+        return {group.name: group for group in self.groups}[name]
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether any coefficient multiplies the network's hidden activations."""
+        return any(p.features for p in self.predictors) or any(b.uses_features for b in self.blocks)
+
+    def with_features(self, n_features: int) -> ModelSpec:
+        """The same model once the width of the network's last hidden layer is known."""
+        predictors = tuple(
+            replace(p, blocks=tuple(_sized(block, n_features) for block in p.blocks)) for p in self.predictors
+        )
+        return replace(self, predictors=predictors, n_features=n_features)
+
+    def to_config(self) -> dict[str, Any]:
+        """A JSON-able dictionary."""
+        config = asdict(replace(self, family=None))  # type: ignore[arg-type]
+        config["family"] = self.family.config()
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], family: Family | None = None) -> ModelSpec:
+        """Rebuild from `to_config`; ``family`` is needed for a user's own."""
+        predictors = []
+        for p in config["predictors"]:
+            blocks = tuple(EffectBlock(**{**b, "terms": tuple(map(_term, b["terms"]))}) for b in p["blocks"])
+            predictors.append(Predictor(**{**p, "terms": tuple(map(_term, p["terms"])), "blocks": blocks}))
+        groups = tuple(Group(g["name"], tuple(g["labels"]), tuple(g["counts"])) for g in config["groups"])
+        return cls(
+            **{
+                **config,
+                "family": family or families.from_config(config["family"]),
+                "predictors": tuple(predictors),
+                "groups": groups,
+                "levels": tuple(config["levels"]),
+            }
+        )
+
+
+def prefix(parameter: str) -> str:
+    """What names of a parameter's effects begin with: nothing for the mean."""
+    return "" if parameter == "mu" else f"{parameter}_"
+
+
+def feature_term(n_features: int) -> Term:
+    """The vector term of the network's hidden activations."""
+    labels = tuple(str(i) for i in range(n_features))
+    return Term(FEATURES, (0.0,) * n_features, (1.0,) * n_features, labels)
+
+
+def _sized(block: EffectBlock, n_features: int) -> EffectBlock:
+    return replace(
+        block, terms=tuple(feature_term(n_features) if t.name == FEATURES else t for t in block.terms)
+    )
+
+
+def _term(config: dict[str, Any]) -> Term:
+    return Term(**{key: tuple(value) if key != "name" else value for key, value in config.items()})
