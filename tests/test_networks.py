@@ -181,6 +181,13 @@ def test_dry_run_leaves_everything_as_it_was():
     assert all(p.grad is None for p in network.parameters())
 
 
+def test_dry_run_is_in_evaluation_mode():
+    # In training mode batch normalisation refuses a single row.
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    assert find_output_layer(network, rows(1, 3)) == "2"
+    assert network.training
+
+
 @pytest.mark.parametrize(
     "change",
     [
