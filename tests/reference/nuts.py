@@ -106,7 +106,7 @@ def effects(spec: Spec, moments: dict[str, tuple[np.ndarray, np.ndarray]]) -> di
 
 def fit(name: str, spec: Spec, warmup: int, draws: int, seed: int, accept: float) -> dict[str, Any]:
     """Run four chains and describe them."""
-    closed = spec.family == "gaussian" and len(spec.groups) == 1
+    closed = spec.family == "gaussian"
     stats = statistics(spec) if closed else {}
     model = partial(marginalised, spec, stats) if closed else partial(sampled, spec)
     mcmc = MCMC(NUTS(model, target_accept_prob=accept, max_tree_depth=10), num_warmup=warmup, num_samples=draws,
@@ -119,7 +119,7 @@ def fit(name: str, spec: Spec, warmup: int, draws: int, seed: int, accept: float
     parameters = {key: describe(value) for key, value in flat(spec, samples).items()}
     if closed:
         joined = {key: value.reshape(-1, *value.shape[2:])[::4] for key, value in samples.items()}
-        moments = {spec.groups[0].name: conditional_effects(spec, stats, joined)}
+        moments = conditional_effects(spec, stats, joined)
         worst = {}
     else:
         chains = {group.name: samples[f"{group.name}_u"] for group in spec.groups}

@@ -1,7 +1,7 @@
 """Linear mixed models with the library's default priors, written in NumPyro and independent of the library.
 
-Two forms: :func:`sampled` samples every random effect; :func:`marginalised` integrates the random effects of one
-grouping factor and a Gaussian response out in closed form, and :func:`conditional_effects` puts them back.
+Two forms: :func:`sampled` samples every random effect; :func:`marginalised`, for a Gaussian response, integrates the
+random effects out in closed form, and :func:`conditional_effects` puts them back.
 """
 
 from __future__ import annotations
@@ -155,15 +155,21 @@ def sampled(spec: Spec) -> None:
 
 
 def statistics(spec: Spec) -> dict[str, np.ndarray]:
-    """Sums over the rows of each group: W'W (C, K, K), W'D (C, K, P + 1), W'y (C, K); over all rows D'D, D'y, y'y."""
-    group = spec.groups[0]
-    w, count = group.design(), len(group.labels)
+    """Sums over the rows of each group: W'W (C, K, K), W'D (C, K, P + 1), W'y (C, K); over all rows D'D, D'y, y'y.
+
+    Several grouping factors count as a single group (C = 1) whose K columns are the indicators of all their groups.
+    """
+    if len(spec.groups) == 1:
+        w, index, count = spec.groups[0].design(), spec.groups[0].codes, len(spec.groups[0].labels)
+    else:
+        w = np.concatenate([np.eye(len(group.labels))[group.codes] for group in spec.groups], axis=1)
+        index, count = np.zeros(len(spec.y), int), 1
     d = np.concatenate([np.ones((len(spec.y), 1)), spec.x - spec.x.mean(axis=0)], axis=1)
     y = spec.y - spec.y.mean()
 
     def per_group(values: np.ndarray) -> np.ndarray:
         out = np.zeros((count, *values.shape[1:]))
-        np.add.at(out, group.codes, values)
+        np.add.at(out, index, values)
         return out
 
     return {
@@ -176,11 +182,20 @@ def statistics(spec: Spec) -> dict[str, np.ndarray]:
     }
 
 
+def _factor(spec: Spec) -> jax.Array:
+    """Cholesky factor (K, K) of the covariance of the effects that belong to one group of :func:`statistics`."""
+    factors = [_group_prior(group, spec.scale, 1) for group in spec.groups]
+    if len(factors) == 1:
+        return factors[0]
+    sizes = zip(factors, spec.groups, strict=True)
+    return jnp.diag(jnp.concatenate([jnp.full(len(group.labels), factor[0, 0]) for factor, group in sizes]))
+
+
 def marginalised(spec: Spec, stats: dict[str, np.ndarray]) -> None:
-    """Gaussian response, one grouping factor: the effects are integrated out (Woodbury, group by group)."""
+    """Gaussian response: the effects of one or several small grouping factors are integrated out (Woodbury)."""
     intercept, beta = _fixed(spec)
     b = jnp.concatenate([jnp.atleast_1d(intercept - spec.y.mean()), beta])
-    factor = numpyro.deterministic("factor", _group_prior(spec.groups[0], spec.scale, 1))
+    factor = numpyro.deterministic("factor", _factor(spec))
     sigma = numpyro.sample("sigma", half_student_t(4, spec.scale))
     size, rows = factor.shape[0], len(spec.y)
     wr = stats["wy"] - stats["wd"] @ b
@@ -194,8 +209,8 @@ def marginalised(spec: Spec, stats: dict[str, np.ndarray]) -> None:
 
 def conditional_effects(
     spec: Spec, stats: dict[str, np.ndarray], draws: dict[str, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior mean and sd (C, K) of the integrated effects, from their exact conditional law at every draw."""
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Posterior mean and sd (C, K) of each factor's integrated effects, from their exact conditional law at each draw."""
 
     @jax.jit
     def one(centred: jax.Array, beta: jax.Array, factor: jax.Array, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -206,9 +221,15 @@ def conditional_effects(
         return mean, jnp.diagonal(cov, axis1=-2, axis2=-1)
 
     total, square, inside = 0.0, 0.0, 0.0
-    values = zip(draws["centred"], draws["beta"], draws["factor"], draws["sigma"], strict=True)
+    beta = draws.get("beta", np.zeros((len(draws["sigma"]), 0)))
+    values = zip(draws["centred"], beta, draws["factor"], draws["sigma"], strict=True)
     for index, value in enumerate(values, 1):
         mean, variance = one(*value)
         total, square, inside = total + mean, square + mean**2, inside + variance
     average = total / index
-    return np.asarray(average), np.asarray(jnp.sqrt(inside / index + square / index - average**2))
+    mean, sd = np.asarray(average), np.asarray(jnp.sqrt(inside / index + square / index - average**2))
+    if len(spec.groups) == 1:
+        return {spec.groups[0].name: (mean, sd)}
+    bounds = np.cumsum([len(group.labels) for group in spec.groups])[:-1]
+    parts = zip(spec.groups, np.split(mean[0], bounds), np.split(sd[0], bounds), strict=True)
+    return {group.name: (m[:, None], s[:, None]) for group, m, s in parts}

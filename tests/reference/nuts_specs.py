@@ -22,12 +22,12 @@ def _spec(
     def make() -> Spec:
         frame = FRAMES[data]()
         x = frame[names].to_numpy(float).reshape(len(frame), len(names))
-        values = frame[y].to_numpy(float)
         extra = dict(options)
-        if family == "categorical":
-            values, extra["levels"] = codes(frame[y])
-        elif family == "ordinal":
-            values, _ = codes(frame[y])
+        if family in ("categorical", "ordinal"):
+            values, levels = codes(frame[y])
+            extra["levels"] = levels if family == "categorical" else None
+        else:
+            values = frame[y].to_numpy(float)
         if "trials" in extra:
             extra["trials"] = frame[extra["trials"]].to_numpy(float)
         built = [_group(frame, *[part for part in g if isinstance(part, str)],
