@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_armed import families
 from pyro_armed.errors import ArgumentError, DataError
+from pyro_armed.families.distributions import stirling_remainder
 
 N = 41
 GRID = np.linspace(-4.0, 4.0, N)
@@ -236,6 +237,8 @@ def test_tails_are_exact(x):
     np.testing.assert_allclose(
         families.Bernoulli("cloglog").log_prob(zero, eta), -np.exp(x), rtol=1e-9, atol=1e-14
     )
+    cloglog = families.Bernoulli("cloglog").log_prob(one, eta)
+    np.testing.assert_allclose(cloglog, np.log(-np.expm1(-np.exp(x))), rtol=1e-9, atol=1e-14)
 
 
 def test_logit_curvature_at_zero_is_a_quarter():
@@ -278,6 +281,12 @@ def test_large_and_small_dispersions_keep_single_precision(size):
     np.testing.assert_allclose(
         families.get("beta").log_prob(y, eta, kappa=alpha), expected, rtol=2e-5, atol=1e-4
     )
+
+
+def test_gamma_function_series_is_exact_in_double_precision():
+    a = np.concatenate([np.geomspace(1e-6, 16, 30), np.linspace(16, 60, 30)])
+    expected = sp.gammaln(a) - ((a - 0.5) * np.log(a) - a + 0.5 * np.log(2 * np.pi))
+    np.testing.assert_allclose(stirling_remainder(torch.tensor(a)), expected, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize(("name", "link"), ALL)
@@ -654,6 +663,8 @@ def test_labels_keep_their_order():
     assert ordinal.levels == ["s", "m", "l"]
     assert ordinal.y.tolist() == [1, 0, 2]
     assert ordinal.y.dtype == np.int64
+    coded = prepare("categorical", pd.Categorical([1.0, 2.0]))
+    assert json.dumps(coded.levels) == "[1, 2]"
     assert prepare("ordinal", [3, 1, 2.5]).levels == [1, 2.5, 3]
 
 
