@@ -52,8 +52,8 @@ class MixedEffectsModule(LocalPyroModule):
     network : nn.Module, optional
         The user's network, never edited.
     output_layer : str, optional
-        Name of the network's last linear layer, whose input are the features. With it the last layer's
-        weights are latent variables (``features``); without it the network's own output is used.
+        Name of the network's last linear layer, whose input are the features. Where the specification gives
+        features coefficients, these replace that layer's weights; all other weights are parameters.
     data : Batch, optional
         Training rows.
 
@@ -333,16 +333,17 @@ class MixedEffectsModule(LocalPyroModule):
             columns = torch.cat([columns, hidden[0]], dim=-1)  # type: ignore[index]
         return columns
 
+    def auxiliaries(self, etas: Mapping[str, Tensor], values: Values) -> dict[str, Tensor]:
+        """The family's auxiliary parameters, those with a predictor of their own included."""
+        family = self.spec.family
+        return {
+            name: get_link(family.auxiliary_links[name]).inverse(etas[name]) if name in etas else values[name]
+            for name in family.auxiliaries
+        }
+
     def response_distribution(self, etas: Mapping[str, Tensor], values: Values, batch: Batch) -> Any:
         """The response's distribution, batch shape (..., B)."""
-        family = self.spec.family
-        auxiliaries = {}
-        for name in family.auxiliaries:
-            if name in etas:
-                auxiliaries[name] = get_link(family.auxiliary_links[name]).inverse(etas[name])
-            else:
-                auxiliaries[name] = values[name]
-        return family.from_predictor(etas["mu"], batch.trials, **auxiliaries)
+        return self.spec.family.from_predictor(etas["mu"], batch.trials, **self.auxiliaries(etas, values))
 
     def scale_offsets(self, block: EffectBlock, offsets: list[Tensor], values: Values) -> Tensor:
         """Effects u = D(tau) L z of a block.

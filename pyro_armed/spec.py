@@ -214,10 +214,18 @@ class ModelSpec:
         """Whether any coefficient multiplies the network's hidden activations."""
         return any(p.features for p in self.predictors) or any(b.uses_features for b in self.blocks)
 
-    def with_features(self, n_features: int) -> ModelSpec:
-        """The same model once the width of the network's last hidden layer is known."""
+    def with_features(self, n_features: int, coefficients: bool = True) -> ModelSpec:
+        """The same model once the width of the network's last hidden layer is known.
+
+        Without ``coefficients`` the network's own last layer is used for its predictor.
+        """
         predictors = tuple(
-            replace(p, blocks=tuple(_sized(block, n_features) for block in p.blocks)) for p in self.predictors
+            replace(
+                p,
+                blocks=tuple(_sized(block, n_features) for block in p.blocks),
+                features=p.features and (coefficients or not p.network),
+            )
+            for p in self.predictors
         )
         return replace(self, predictors=predictors, n_features=n_features)
 

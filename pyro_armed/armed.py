@@ -1,0 +1,472 @@
+"""The user's model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.distributions import Distribution
+
+from pyro_armed import families
+from pyro_armed.adversary import Adversary
+from pyro_armed.arrays import ArrayDesign
+from pyro_armed.building import NetworkPlan, build_module
+from pyro_armed.design import Encoded, FormulaDesign
+from pyro_armed.effects import RandomEffects
+from pyro_armed.errors import ArgumentError, NotFittedError
+from pyro_armed.evaluation import evaluate
+from pyro_armed.export import build_idata, prediction_idata
+from pyro_armed.families import Family
+from pyro_armed.inference import InferenceSettings, infer
+from pyro_armed.module import MixedEffectsModule
+from pyro_armed.posterior import Posterior
+from pyro_armed.predict import predict_draws
+from pyro_armed.report import describe_model
+
+__all__ = ["ARMED"]
+
+
+class ARMED:
+    """A Bayesian mixed-effects model of clustered data, with any network as its fixed effect.
+
+    Parameters
+    ----------
+    formula : str or sequence of str
+        ``"y ~ x + (1 + x | group)"``; further formulas model auxiliary parameters: ``"sigma ~ x"``.
+        ``features`` names the network's last hidden activations: ``(1 + features | site)``.
+    data : pandas.DataFrame
+        Training rows.
+    family : str or Family
+        Response family, such as ``"gaussian"`` or ``"bernoulli"``.
+    link : str, optional
+        Link by name; None: the family's default.
+    network : nn.Module or callable, optional
+        Maps the predictors, shape (B, K), to the linear predictor, shape (B, 1). None: a linear predictor.
+        A function that returns a module gives each restart weights of its own.
+    adversary : Adversary, optional
+        Keeps group information out of the network.
+    priors : mapping of str to Distribution, optional
+        Priors by name, on the data's scale: ``{"1|district_sigma": dist.HalfNormal(1.0)}``.
+    weights : str or array-like, optional
+        Row weights: a column or N numbers. A row of weight 2 counts as the row twice.
+    missing : {"error", "drop", "indicator"}
+        What to do with rows that have missing values.
+    within_between : sequence or mapping, optional
+        Predictors to split into the group's mean and the deviation from it (Mundlak, 1978).
+    namespace : mapping, optional
+        Functions that the formula may use.
+    last_layer : {"bayesian", "point"}
+        Whether the weights of the network's last layer have a posterior.
+    fixed_effects_weight : float
+        Weight of the auxiliary loss of the prediction without group effects.
+    dtype : torch.dtype, optional
+        None: double precision for linear predictors, single for networks.
+
+    Raises
+    ------
+    DataError, FormulaError, ArgumentError
+        One sentence that names the column, group or argument, and the mend.
+
+    Notes
+    -----
+    Nguyen, Treacher, Montillo, TPAMI 45(7), 2023 (arXiv 2202.11783); rebuilt as a Pyro model.
+
+    Examples
+    --------
+    >>> import pyro_armed as pa
+    >>> data = pa.simulate.mixed_model(8, 20, seed=0)
+    >>> model = pa.ARMED("y ~ x1 + (1 | group)", data.frame)
+    >>> [group.size for group in model.spec.groups]
+    [8]
+    """
+
+    def __init__(
+        self,
+        formula: str | Sequence[str],
+        data: pd.DataFrame,
+        *,
+        family: str | Family = "gaussian",
+        link: str | None = None,
+        network: Any = None,
+        adversary: Adversary | None = None,
+        priors: Mapping[str, Distribution] | None = None,
+        weights: str | Any = None,
+        missing: str = "error",
+        within_between: Any = None,
+        namespace: Mapping[str, Any] | None = None,
+        last_layer: str = "bayesian",
+        fixed_effects_weight: float = 0.0,
+        dtype: torch.dtype | None = None,
+    ):
+        formulas = [formula] if isinstance(formula, str) else list(formula)
+        if not formulas:
+            raise ArgumentError("formula is empty; write 'y ~ x + (1 | group)'.")
+        data, weights = _weights_column(data, weights)
+        design = FormulaDesign(
+            formulas,
+            data,
+            families.get(family, link),
+            network=network is not None,
+            missing=missing,
+            weights=weights,
+            namespace=namespace,
+            within_between=within_between,
+            dtype=dtype or _default_dtype(network),
+        )
+        self._setup(design, network, adversary, priors, last_layer, fixed_effects_weight)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        x: Any,
+        y: Any,
+        groups: Mapping[str, Any],
+        *,
+        random_effects: Sequence[RandomEffects] | None = None,
+        family: str | Family = "gaussian",
+        link: str | None = None,
+        network: Any = None,
+        adversary: Adversary | None = None,
+        priors: Mapping[str, Distribution] | None = None,
+        weights: Any = None,
+        offset: Any = None,
+        trials: Any = None,
+        columns: Sequence[str] | None = None,
+        standardize: bool = True,
+        last_layer: str = "bayesian",
+        fixed_effects_weight: float = 0.0,
+        dtype: torch.dtype | None = None,
+    ) -> ARMED:
+        """A model from arrays or tensors: images, embeddings, anything a network takes.
+
+        Parameters
+        ----------
+        x : array-like, shape (N, ...)
+            Inputs. Without a network two-dimensional, one column for each predictor.
+        y : array-like, shape (N,)
+            Responses.
+        groups : mapping of str to array-like, shape (N,)
+            Group labels of each grouping factor.
+        random_effects : sequence of RandomEffects, optional
+            None: an intercept for each grouping factor.
+        family, link, network, adversary, priors, last_layer, fixed_effects_weight, dtype
+            As for `ARMED`.
+        weights, offset, trials : array-like, shape (N,), optional
+            Row weights, known values added to the predictor, trials of a binomial response.
+        columns : sequence of str, optional
+            Names of the columns of a two-dimensional x.
+        standardize : bool
+            Whether columns of a two-dimensional x are standardised for the network.
+
+        Returns
+        -------
+        ARMED
+
+        Raises
+        ------
+        DataError, ArgumentError
+            Naming the argument and both shapes where they do not fit.
+        """
+        if random_effects is None:
+            random_effects = [RandomEffects(name) for name in groups]
+        design = ArrayDesign(
+            x,
+            y,
+            groups,
+            families.get(family, link),
+            random_effects,
+            network=network is not None,
+            weights=weights,
+            offset=offset,
+            trials=trials,
+            columns=columns,
+            standardize=standardize,
+            dtype=dtype or _default_dtype(network),
+        )
+        model = cls.__new__(cls)
+        model._setup(design, network, adversary, priors, last_layer, fixed_effects_weight)
+        return model
+
+    def _setup(
+        self,
+        design: FormulaDesign | ArrayDesign,
+        network: Any,
+        adversary: Adversary | None,
+        priors: Mapping[str, Distribution] | None,
+        last_layer: str,
+        fixed_effects_weight: float,
+    ) -> None:
+        if adversary is not None and not isinstance(adversary, Adversary):
+            raise ArgumentError(f"adversary={adversary!r} must be pa.Adversary(weight=...) or None.")
+        if adversary is not None and network is None:
+            raise ArgumentError("adversary=... needs a network to work against; pass network=... or leave it out.")
+        self._design = design
+        self._user_priors = dict(priors or {})
+        self.adversary = adversary
+        self.fixed_effects_weight = float(fixed_effects_weight)
+        data = design.training.batch
+        self._plan = None if network is None else NetworkPlan.inspect(network, design.spec, data, last_layer)
+        self.spec = design.spec if self._plan is None else self._plan.complete(design.spec)
+        self._module = build_module(self.spec, self._user_priors, self._plan, data, design.dtype, seed=0)
+        self._guide: Any = None
+        self._posterior: Posterior | None = None
+        self._idata: Any = None
+
+    # --- inference ---------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        *,
+        inference: str = "svi",
+        guide: str = "structured",
+        restarts: int = 4,
+        draws: int = 500,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        early_stopping: bool = True,
+        warmup: int = 500,
+        log_likelihood: bool | str = "auto",
+        seed: int = 0,
+        progressbar: bool = True,
+    ) -> Any:
+        """Infer the posterior.
+
+        Parameters
+        ----------
+        inference : {"svi", "nuts"}
+            Stochastic variational inference, or the No-U-Turn sampler.
+        guide : {"structured", "mean_field"}
+            Variational family.
+        restarts : int
+            Independent restarts (SVI) or chains (NUTS); the ``chain`` dimension.
+        draws : int
+            Posterior draws of each chain.
+        epochs : int, optional
+            Most passes over the data; None: until the ELBO stops rising, at most 6000 steps.
+        batch_size : int, optional
+            Rows per step; None: all up to 2048, else 512.
+        learning_rate : float, optional
+            Adam's first learning rate; None: 0.02, with a network 0.01.
+        early_stopping : bool
+            Whether to stop when the smoothed ELBO stops rising.
+        warmup : int
+            NUTS's warm-up iterations.
+        log_likelihood : bool or "auto"
+            Whether to store pointwise log likelihoods and predictive draws; "auto" leaves them out where
+            they would be very large.
+        seed : int
+            The same seed gives the same numbers.
+        progressbar : bool
+            Whether to show progress.
+
+        Returns
+        -------
+        arviz.InferenceData or xarray.DataTree
+            Also kept as ``.idata``.
+
+        Raises
+        ------
+        ArgumentError
+            For values that cannot be used.
+
+        Notes
+        -----
+        A restart redraws the weights of `networks` and of networks made by a function. A module of the
+        user's own keeps the weights that it came with (it may be pretrained).
+        """
+        settings = InferenceSettings(
+            inference=inference,
+            guide=guide,
+            restarts=restarts,
+            draws=draws,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            early_stopping=early_stopping,
+            warmup=warmup,
+            seed=seed,
+            progressbar=progressbar,
+        )
+        result = infer(
+            self.spec,
+            self._user_priors,
+            self._plan,
+            self._design.training.batch,
+            settings,
+            adversary=self.adversary,
+            fixed_effects_weight=self.fixed_effects_weight,
+            dtype=self._design.dtype,
+        )
+        self._posterior, self._module, self._guide = result.posterior, result.module, result.guide
+        self._idata = build_idata(
+            self._posterior,
+            self._design.training.batch,
+            index=self._design.training.index,
+            seed=seed,
+            log_likelihood=log_likelihood,
+            attributes={"formula": self.formula, **self._posterior.attributes},
+        )
+        return self._idata
+
+    # --- prediction --------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        data: Any,
+        *,
+        groups: Mapping[str, Any] | None = None,
+        new_groups: str = "error",
+        kind: str = "mean",
+        draws: int | None = None,
+        unseen_levels: str = "error",
+        seed: int = 0,
+    ) -> Any:
+        """Predict responses of new rows.
+
+        Parameters
+        ----------
+        data : pandas.DataFrame or array-like
+            New rows; for a model from arrays the inputs x.
+        groups : mapping of str to array-like, optional
+            Group labels, for a model from arrays.
+        new_groups : {"error", "population", "marginal"}
+            What to do with groups that training did not have: refuse them, take the average group, or draw
+            their effects from Normal(0, Sigma), one draw shared by all of a group's rows.
+        kind : {"mean", "response", "linear"}
+            Expected response, drawn responses, or the linear predictor.
+        draws : int, optional
+            Draws of each chain to use; None: all.
+        unseen_levels : {"error", "baseline"}
+            What to do with levels of predictors that training did not have.
+        seed : int
+            The same seed gives the same numbers.
+
+        Returns
+        -------
+        arviz.InferenceData or xarray.DataTree
+            Group ``predictions`` with dims (chain, draw, __obs__); ``predictions_constant_data`` says for
+            each row which mode it got.
+
+        Raises
+        ------
+        UnseenGroupError
+            For new labels under ``new_groups="error"``.
+        NotFittedError
+            Before `fit`.
+        """
+        posterior = self._fitted()
+        encoded = self._encode(data, groups, unseen_levels=unseen_levels)
+        values = predict_draws(posterior, encoded, new_groups, kind=kind, seed=seed, draws=draws)
+        return prediction_idata(self.spec, encoded, values, kind=kind, mode=new_groups, seed=seed)
+
+    def evaluate(
+        self,
+        data: Any,
+        y: Any = None,
+        *,
+        groups: Mapping[str, Any] | None = None,
+        new_groups: str = "error",
+        unseen_levels: str = "error",
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Score predictions against observed responses.
+
+        Parameters
+        ----------
+        data : pandas.DataFrame or array-like
+            Rows with their response; for a model from arrays the inputs x.
+        y : array-like, optional
+            Responses, for a model from arrays.
+        groups, new_groups, unseen_levels, seed
+            As for `predict`.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns ``metric``, ``value``, ``se``. See `pyro_armed.evaluation.evaluate`.
+        """
+        posterior = self._fitted()
+        encoded = self._encode(data, groups, y, response=True, unseen_levels=unseen_levels)
+        return evaluate(posterior, encoded, new_groups, seed=seed)
+
+    # --- what there is -----------------------------------------------------------------------------------
+
+    @property
+    def module(self) -> MixedEffectsModule:
+        """The Pyro model; after `fit`, that of the restart with the best ELBO."""
+        return self._module
+
+    @property
+    def guide(self) -> Any:
+        """The Pyro guide of the same restart."""
+        if self._guide is None:
+            raise NotFittedError("The guide exists after fit(inference='svi').")
+        return self._guide
+
+    @property
+    def idata(self) -> Any:
+        """The ArviZ object that `fit` returned."""
+        self._fitted()
+        return self._idata
+
+    @property
+    def priors(self) -> dict[str, Distribution]:
+        """Priors on the data's scale, defaults included."""
+        return self._module.priors.describe()
+
+    @property
+    def formula(self) -> str:
+        """The formula, or a description of the arrays."""
+        return self._design.describe()
+
+    def graph(self, **options: Any) -> Any:
+        """The model's plates and dependencies as a graphviz picture.
+
+        Parameters
+        ----------
+        **options
+            Passed to `pyro.render_model`.
+
+        Returns
+        -------
+        graphviz.Digraph
+        """
+        return describe_model.graph(self._module, **options)  # type: ignore[attr-defined]
+
+    def __repr__(self) -> str:
+        return describe_model(self)
+
+    def _fitted(self) -> Posterior:
+        if self._posterior is None:
+            raise NotFittedError("The model has no posterior yet: call fit() first.")
+        return self._posterior
+
+    def _encode(
+        self, data: Any, groups: Any, y: Any = None, *, response: bool = False, unseen_levels: str = "error"
+    ) -> Encoded:
+        if isinstance(self._design, FormulaDesign):
+            if groups is not None or y is not None:
+                raise ArgumentError("groups= and y= are for models from arrays; a formula reads both from the data frame.")
+            return self._design.encode(data, response=response, unseen_levels=unseen_levels)
+        if response and y is None:
+            raise ArgumentError("A model from arrays needs the responses: evaluate(x, y, groups=...).")
+        return self._design.encode(data, groups, y)
+
+
+def _default_dtype(network: Any) -> torch.dtype:
+    return torch.float64 if network is None else torch.float32
+
+
+def _weights_column(data: Any, weights: Any) -> tuple[Any, str | None]:
+    if weights is None or isinstance(weights, str):
+        return data, weights
+    values = np.asarray(weights, dtype=float)
+    if not isinstance(data, pd.DataFrame) or values.shape != (len(data),):
+        rows = len(data) if hasattr(data, "__len__") else "?"
+        raise ArgumentError(f"weights has shape {values.shape}; the data have {rows} rows: give one weight per row.")
+    return data.assign(__weights__=values), "__weights__"
+

@@ -1,0 +1,199 @@
+"""Putting a model together: network, adversary, priors and Pyro module for one chain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_armed import networks
+from pyro_armed.adversary import Adversary, GroupClassifier
+from pyro_armed.batch import Batch
+from pyro_armed.errors import ArgumentError
+from pyro_armed.module import MixedEffectsModule
+from pyro_armed.objective import AdversaryHead
+from pyro_armed.priors import PriorTable
+from pyro_armed.spec import ModelSpec
+
+__all__ = ["LAST_LAYERS", "NetworkPlan", "build_adversary", "build_module"]
+
+LAST_LAYERS = ("bayesian", "point")
+_EXAMPLE_ROWS = 4
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """A network and what is known of it.
+
+    Attributes
+    ----------
+    source : nn.Module or callable
+        The user's network, or a function that makes one.
+    output_layer : str or None
+        Name of its last linear layer; None if it has none, or has one that is not to be Bayesian and whose
+        input nobody asks for.
+    n_features : int
+        Width F of that layer's input; 0 without one.
+    last_layer : str
+        ``"bayesian"`` or ``"point"``.
+    """
+
+    source: nn.Module | Callable[[], nn.Module]
+    output_layer: str | None
+    n_features: int
+    last_layer: str
+
+    @classmethod
+    def inspect(cls, source: Any, spec: ModelSpec, data: Batch, last_layer: str) -> NetworkPlan:
+        """Try the network on a few rows.
+
+        Parameters
+        ----------
+        source : nn.Module or callable
+            The user's network.
+        spec : ModelSpec
+            The model's structure.
+        data : Batch
+            Training rows.
+        last_layer : str
+            How the last layer's weights are treated.
+
+        Returns
+        -------
+        NetworkPlan
+
+        Raises
+        ------
+        ArgumentError
+            Where the network does not fit the data, or has no linear output layer although one is needed.
+        """
+        if last_layer not in LAST_LAYERS:
+            raise ArgumentError(f"last_layer={last_layer!r} is not 'bayesian' or 'point'.")
+        network = _instance(source, spec, data, seed=0)
+        example = data.inputs[:_EXAMPLE_ROWS]  # type: ignore[index]
+        networks.network_output(network.eval(), example, columns=spec.n_predictors)
+        try:
+            layer = networks.find_output_layer(network, example)
+        except ArgumentError:
+            if spec.uses_features and any(block.uses_features for block in spec.blocks):
+                raise
+            return cls(source, None, 0, "point")
+        with torch.no_grad():
+            features, _ = networks.features_and_output(network, example, layer)
+        return cls(source, layer, features.shape[1], last_layer)
+
+    def complete(self, spec: ModelSpec) -> ModelSpec:
+        """The specification with the width of the last hidden layer, and coefficients on it if Bayesian."""
+        return spec.with_features(self.n_features, coefficients=self.last_layer == "bayesian")
+
+    def instance(self, spec: ModelSpec, data: Batch, seed: int) -> nn.Module:
+        """A network for one chain; see `ARMED.fit` for what restarts share."""
+        return _instance(self.source, spec, data, seed)
+
+
+def _instance(source: Any, spec: ModelSpec, data: Batch, seed: int) -> nn.Module:
+    if data.inputs is None:
+        raise ArgumentError("network=... needs inputs; leave it out for a linear predictor.")
+    if isinstance(source, nn.Module):
+        network = networks.copy_network(source)
+    elif callable(source):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = source()
+        if not isinstance(network, nn.Module):
+            raise ArgumentError(f"network=... must return a torch.nn.Module, not {type(network).__name__}.")
+    else:
+        raise ArgumentError(f"network={source!r} must be a torch.nn.Module, a function that makes one, or None.")
+    network = network.to(data.inputs.device, data.inputs.dtype)
+    if isinstance(network, (networks.MLP, networks.CNN)):
+        if not network.is_built:
+            shape = data.inputs.shape[1:]
+            network.build(shape[0] if isinstance(network, networks.MLP) else shape, spec.n_predictors, seed=seed)
+            network = network.to(data.inputs.device, data.inputs.dtype)
+        elif seed:
+            networks.reinitialise(network, seed)
+    return network
+
+
+def build_module(
+    spec: ModelSpec, priors: Mapping[str, Any], plan: NetworkPlan | None, data: Batch, dtype: torch.dtype, seed: int
+) -> MixedEffectsModule:
+    """The Pyro model of one chain.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The model's structure, the number of features included.
+    priors : mapping of str to Distribution
+        The user's priors.
+    plan : NetworkPlan, optional
+        The network.
+    data : Batch
+        Training rows.
+    dtype : torch.dtype
+        Type of the parameters.
+    seed : int
+        Seed of the network's first weights.
+
+    Returns
+    -------
+    MixedEffectsModule
+    """
+    table = PriorTable(spec, priors, dtype)
+    if plan is None:
+        return MixedEffectsModule(spec, table, data=data)
+    network = plan.instance(spec, data, seed)
+    return MixedEffectsModule(spec, table, network, plan.output_layer, data)
+
+
+def build_adversary(
+    settings: Adversary | None, spec: ModelSpec, data: Batch, seed: int
+) -> AdversaryHead | None:
+    """The group classifiers of one chain.
+
+    Parameters
+    ----------
+    settings : Adversary, optional
+        The user's settings.
+    spec : ModelSpec
+        The model's structure.
+    data : Batch
+        Training rows; their device and dtype are taken over.
+    seed : int
+        Seed of the classifiers' first weights.
+
+    Returns
+    -------
+    AdversaryHead or None
+
+    Raises
+    ------
+    ArgumentError
+        Where the model has no such grouping factor, or no hidden activations.
+    """
+    if settings is None:
+        return None
+    names = [group.name for group in spec.groups]
+    if not names:
+        raise ArgumentError("adversary=... needs a grouping factor; add '(1 | group)' to the formula.")
+    if not spec.n_features:
+        raise ArgumentError("adversary=... needs a network with a linear output layer, whose inputs it reads.")
+    groups = tuple(settings.groups or names[:1])
+    for group in groups:
+        if group not in names:
+            raise ArgumentError(f"The adversary's group {group!r} is not in the model; it has {', '.join(names)}.")
+    classification = spec.family.response in ("binary", "binomial", "categorical", "ordinal")
+    conditional = settings.is_conditional(classification)
+    levels = len(spec.levels) or None
+    label_dim = 0 if not conditional else (levels if levels is not None and levels > 2 else 1)
+    like: Tensor = data.inputs  # type: ignore[assignment]
+    classifiers = nn.ModuleList(
+        GroupClassifier(
+            spec.n_features, spec.group(group).size, settings.hidden, label_dim, seed=seed + position
+        ).to(like.device, like.dtype)
+        for position, group in enumerate(groups)
+    )
+    return AdversaryHead(settings, classifiers, groups, conditional, levels)
