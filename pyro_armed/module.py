@@ -130,13 +130,26 @@ class MixedEffectsModule(LocalPyroModule):
         dict of str to Tensor
             What `linear_predictor` takes: the intercept (and thresholds) at the mean of the columns.
         """
+        values = self.sample_globals()
+        for name, value in self._derived(values).items():
+            pyro.deterministic(name, value, event_dim=self._event_dim(name))
+        self._sample_effects(batch, values)
+        return values
+
+    def sample_globals(self) -> dict[str, Tensor]:
+        """Draw what is not specific to a group: common effects, auxiliaries, sds and correlations.
+
+        Returns
+        -------
+        dict of str to Tensor
+            Part of what `sample_latents` returns.
+        """
         values: dict[str, Tensor] = {}
         for predictor in self.spec.predictors:
             self._sample_common(predictor, values)
         self._sample_auxiliaries(values)
-        self._sample_effects(batch, values)
-        for name, value in self._derived(values).items():
-            pyro.deterministic(name, value, event_dim=self._event_dim(name))
+        for block in self.spec.blocks:
+            self._sample_covariance(block, values)
         return values
 
     def _sample_raw(self, name: str) -> Tensor:
@@ -165,8 +178,6 @@ class MixedEffectsModule(LocalPyroModule):
             present = batch.present.get(group.name)
             plate = pyro.plate(group_plate(group.name), group.size, subsample=present, dim=-1)
             blocks = [block for block in self.spec.blocks if block.group == group.name]
-            for block in blocks:
-                self._sample_covariance(block, values)
             with ExitStack() as stack:
                 if group.name in batch.group_scale:
                     weight = batch.group_scale[group.name] * (len(batch.group_scale[group.name]) / group.size)
@@ -361,23 +372,22 @@ class MixedEffectsModule(LocalPyroModule):
         -------
         Tensor, shape (..., C, K) or (..., C, K, R)
         """
-        sds = [values[f"{block.effect_name(term)}_sigma"] for term in block.terms]
-        outputs = self._outputs(block.parameter)
-        axis = -2 if outputs else -1
-        z = torch.cat(
-            [o if t.is_vector else o.unsqueeze(axis) for t, o in zip(block.terms, offsets, strict=True)], axis
-        )
-        tau = torch.cat(
-            [s if t.is_vector else s.unsqueeze(axis) for t, s in zip(block.terms, sds, strict=True)], axis
-        )
-        if block.correlated:
-            cholesky = values[corr_name(self.spec, block)]
-            z = (
-                torch.einsum("...jk,...kr->...jr", cholesky, z)
-                if outputs
-                else (cholesky @ z.unsqueeze(-1))[..., 0]
-            )
-        return z * tau
+        z = self._side_by_side(block, offsets)
+        factor = values.get(corr_name(self.spec, block)) if block.correlated else None
+        if factor is not None:
+            outputs = self._outputs(block.parameter)
+            z = factor @ z if outputs else (factor @ z.unsqueeze(-1))[..., 0]
+        return z * self.block_sds(block, values)
+
+    def block_sds(self, block: EffectBlock, values: Values) -> Tensor:
+        """Standard deviations tau of a block's effects, shape (..., K) or (..., K, R)."""
+        return self._side_by_side(block, [values[f"{block.effect_name(term)}_sigma"] for term in block.terms])
+
+    def _side_by_side(self, block: EffectBlock, parts: list[Tensor]) -> Tensor:
+        """Values of a block's terms joined along the axis of its effects."""
+        axis = -2 if self._outputs(block.parameter) else -1
+        pairs = zip(block.terms, parts, strict=True)
+        return torch.cat([part if term.is_vector else part.unsqueeze(axis) for term, part in pairs], axis)
 
     def split_effects(self, block: EffectBlock, effects: Tensor) -> list[Tensor]:
         """Effects of each term from the block's table of shape (..., C, K) or (..., C, K, R)."""

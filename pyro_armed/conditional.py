@@ -1,0 +1,462 @@
+"""The group effects given everything else: modes, curvatures and the marginal likelihood.
+
+Given the global variables theta the standardised effects z (u = D(tau) L z) have the log density
+
+    sum_i log p(y_i | eta_i) - z'z / 2,    eta_i = base_i + sum_g A_{g,i}' z_{g, c(i)}
+
+whose mode Newton's method finds for all groups at once. With one grouping factor the Hessian is block
+diagonal. With several, the largest factor's diagonal blocks are eliminated and the rest (M effects) is
+dense. Sources: Laplace and adaptive Gauss-Hermite quadrature as in Pinheiro and Bates (1995); crossed
+factors by the Schur complement as in Bates et al. (2015, lme4).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from numpy.polynomial.hermite import hermgauss
+from torch import Tensor
+
+from pyro_armed.batch import Batch
+from pyro_armed.module import MixedEffectsModule
+from pyro_armed.priors import corr_name
+from pyro_armed.spec import EffectBlock
+
+__all__ = ["Effects", "GroupConditional", "Problem"]
+
+Hidden = tuple[Tensor, Tensor] | None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The conditional density of z for S values of the global variables.
+
+    Attributes
+    ----------
+    values : mapping of str to Tensor
+        Global values, (S, 1, ...).
+    base : Tensor, shape (S, N, E)
+        Linear predictors without group effects, one column for each that has some.
+    loadings : list of Tensor, shape (S, N, D_g, E)
+        What multiplies z of each grouping factor.
+    fixed : mapping of str to Tensor
+        Linear predictors without any group effects.
+    """
+
+    values: Mapping[str, Tensor]
+    base: Tensor
+    loadings: list[Tensor]
+    fixed: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Effects:
+    """A Gaussian over z: ``mean`` and the factors of its precision.
+
+    Attributes
+    ----------
+    mean : list of Tensor, shape (S, C_g, D_g)
+        Mode for each grouping factor; the primary one is first.
+    primary : Tensor, shape (S, C, D, D)
+        Cholesky factors of the primary factor's diagonal blocks.
+    cross : Tensor, shape (S, C * D, M)
+        Primary block times the rest, divided by the factors; M = 0 for one grouping factor.
+    rest : Tensor, shape (S, M, M)
+        Cholesky factor of the Schur complement.
+    log_det : Tensor, shape (S,)
+        Log determinant of the precision.
+    """
+
+    mean: list[Tensor]
+    primary: Tensor
+    cross: Tensor
+    rest: Tensor
+    log_det: Tensor
+
+
+class GroupConditional:
+    """Group effects of a model given its global variables.
+
+    Parameters
+    ----------
+    module : MixedEffectsModule
+        The model.
+    batch : Batch
+        All rows of the groups concerned.
+    hidden : tuple of Tensor, optional
+        The network's features and output for these rows.
+    sizes : mapping of str to int, optional
+        Number of groups of each factor where it is not that of training (new groups).
+    """
+
+    def __init__(
+        self,
+        module: MixedEffectsModule,
+        batch: Batch,
+        hidden: Hidden = None,
+        sizes: Mapping[str, int] | None = None,
+    ):
+        self.module, self.batch, self.hidden = module, batch, hidden
+        spec = module.spec
+        counts = {group.name: (sizes or {}).get(group.name, group.size) for group in spec.groups}
+        names = [group.name for group in spec.groups if any(b.group == group.name for b in spec.blocks)]
+        self.blocks = {name: [b for b in spec.blocks if b.group == name] for name in names}
+        self.widths = {name: sum(self._width(b) for b in self.blocks[name]) for name in names}
+        # The factor with most effects is eliminated block by block; the others stay dense.
+        self.groups = sorted(names, key=lambda name: -counts[name] * self.widths[name])
+        self.counts = counts
+        self.parameters = [p.parameter for p in spec.predictors if p.blocks]
+        self.columns = {p: self._outputs(p) for p in self.parameters}
+        self.n_columns = sum(self.columns.values())
+
+    # --- the density -------------------------------------------------------------------------------------
+
+    def problem(self, values: Mapping[str, Tensor]) -> Problem:
+        """Linear predictors and loadings at some global values (S, 1, ...)."""
+        module, batch = self.module, self.batch
+        size = next(iter(values.values())).shape[0]
+        fixed = {
+            p.parameter: module.linear_predictor(p, values, batch, self.hidden, random=False)
+            for p in module.spec.predictors
+        }
+        base = torch.cat([self._as_columns(fixed[p], p).expand(size, -1, -1) for p in self.parameters], -1)
+        loadings = []
+        for name in self.groups:
+            parts = [self._loading(block, values, size) for block in self.blocks[name]]
+            loadings.append(torch.cat(parts, dim=2))
+        return Problem(values, base, loadings, fixed)
+
+    def log_likelihood(self, problem: Problem, eta: Tensor) -> Tensor:
+        """Weighted log density of each row, shape (S, N), at linear predictors (S, N, E)."""
+        etas = dict(problem.fixed)
+        parts = eta.split([self.columns[p] for p in self.parameters], dim=-1)
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            etas[parameter] = part if self._outputs(parameter) > 1 else part[..., 0]
+        distribution = self.module.response_distribution(etas, problem.values, self.batch)
+        log_prob = distribution.log_prob(self.batch.response)
+        return log_prob if self.batch.weights is None else log_prob * self.batch.weights
+
+    def eta(self, problem: Problem, effects: list[Tensor]) -> Tensor:
+        """Linear predictors (S, N, E) with effects z of each grouping factor."""
+        eta = problem.base
+        for name, loading, z in zip(self.groups, problem.loadings, effects, strict=True):
+            gathered = z[:, self.batch.codes[name]]
+            eta = eta + (loading * gathered.unsqueeze(-1)).sum(2)
+        return eta
+
+    def joint(self, problem: Problem, effects: list[Tensor]) -> Tensor:
+        """log p(y, z | theta) up to nothing: the normalising constant of z is included, shape (S,)."""
+        total = self.log_likelihood(problem, self.eta(problem, effects)).sum(-1)
+        for z in effects:
+            total = total - 0.5 * z.square().sum((1, 2)) - 0.5 * math.log(2 * math.pi) * z[0].numel()
+        return total
+
+    # --- Newton ------------------------------------------------------------------------------------------
+
+    def solve(
+        self, problem: Problem, start: list[Tensor] | None = None, steps: int = 30, tolerance: float = 1e-6
+    ) -> Effects:
+        """The mode and curvature of z; gradients flow from the global values through both.
+
+        Parameters
+        ----------
+        problem : Problem
+            The density.
+        start : list of Tensor, optional
+            Where to begin, (1 or S, C_g, D_g) for each grouping factor; None: zero.
+        steps : int
+            Most Newton steps.
+        tolerance : float
+            Largest change of z at which to stop.
+
+        Returns
+        -------
+        Effects
+        """
+        frozen = Problem(
+            {name: value.detach() for name, value in problem.values.items()},
+            problem.base.detach(),
+            [loading.detach() for loading in problem.loadings],
+            {name: value.detach() for name, value in problem.fixed.items()},
+        )
+        size = problem.base.shape[0]
+        if start is None:
+            start = [problem.base.new_zeros(1, self.counts[n], self.widths[n]) for n in self.groups]
+        mode = [part.expand(size, -1, -1) for part in start]
+        current = self.joint(frozen, mode)
+        for _ in range(steps):
+            direction = self._newton(frozen, mode, differentiable=False)[0]
+            mode, current, change = self._line_search(frozen, mode, current, direction)
+            if change < tolerance:
+                break
+        differentiable = torch.is_grad_enabled() and any(v.requires_grad for v in [problem.base, *problem.loadings])
+        if differentiable:
+            # One attached step at the mode: its derivative is that of the implicit function theorem.
+            direction, _ = self._newton(problem, mode, differentiable=True)
+            mode = [m + d for m, d in zip(mode, direction, strict=True)]
+        _, precision = self._newton(problem, mode, differentiable=differentiable)
+        return Effects(mode, *precision)
+
+    def _line_search(
+        self, problem: Problem, mode: list[Tensor], current: Tensor, direction: list[Tensor]
+    ) -> tuple[list[Tensor], Tensor, float]:
+        """Halve the step for those of the S problems that it would worsen."""
+        scale = torch.ones_like(current)
+        for _ in range(12):
+            proposal = [m + d * scale[:, None, None] for m, d in zip(mode, direction, strict=True)]
+            reached = self.joint(problem, proposal)
+            worse = ~(reached >= current - 1e-9 * current.abs() - 1e-9)
+            if not bool(worse.any()):
+                break
+            scale = torch.where(worse, scale * 0.5, scale)
+        else:
+            keep = worse[:, None, None]
+            proposal = [torch.where(keep, m, p) for m, p in zip(mode, proposal, strict=True)]
+            reached = torch.where(worse, current, reached)
+        change = max(float((p - m).abs().max()) for m, p in zip(mode, proposal, strict=True))
+        return proposal, reached, change
+
+    def _newton(self, problem: Problem, mode: list[Tensor], differentiable: bool) -> tuple[list[Tensor], tuple]:
+        gradient, curvature = self._row_derivatives(problem, mode, differentiable)
+        scores = [self._score(problem, g, mode, gradient) for g in range(len(self.groups))]
+        precision = self._precision(problem, curvature)
+        return self._apply_inverse(precision, scores), precision
+
+    def _row_derivatives(self, problem: Problem, mode: list[Tensor], differentiable: bool) -> tuple[Tensor, Tensor]:
+        """First derivatives (S, N, E) and negative second derivatives (S, N, E, E) of the log density."""
+        with torch.enable_grad():
+            eta = self.eta(problem, mode)
+            if not differentiable:
+                eta = eta.detach()
+            if not eta.requires_grad:
+                eta.requires_grad_()
+            total = self.log_likelihood(problem, eta).sum()
+            (gradient,) = torch.autograd.grad(total, eta, create_graph=True)
+            rows = []
+            for e in range(self.n_columns):
+                (row,) = torch.autograd.grad(
+                    gradient[..., e].sum(), eta, create_graph=differentiable, retain_graph=True
+                )
+                rows.append(-row)
+            curvature = torch.stack(rows, dim=-2)
+        if self.n_columns == 1:
+            curvature = curvature.clamp_min(0.0)
+        elif len(self.parameters) > 1:
+            # A modelled scale has no concave density: keep the diagonal, where it is positive.
+            curvature = torch.diag_embed(curvature.diagonal(dim1=-2, dim2=-1).clamp_min(0.0))
+        return (gradient, curvature) if differentiable else (gradient.detach(), curvature.detach())
+
+    def _score(self, problem: Problem, g: int, mode: list[Tensor], gradient: Tensor) -> Tensor:
+        rows = (problem.loadings[g] * gradient.unsqueeze(2)).sum(-1)
+        return self._sum_by_group(g, rows) - mode[g]
+
+    def _sum_by_group(self, g: int, rows: Tensor) -> Tensor:
+        """Sums of rows (S, N, ...) within groups, (S, C, ...)."""
+        name = self.groups[g]
+        total = rows.new_zeros(rows.shape[0], self.counts[name], *rows.shape[2:])
+        return total.index_add(1, self.batch.codes[name], rows)
+
+    def _precision(self, problem: Problem, curvature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Factors of the Hessian: see `Effects`."""
+        weighted = [torch.einsum("snde,snef->sndf", loading, curvature) for loading in problem.loadings]
+        rows = torch.einsum("sndf,snkf->sndk", weighted[0], problem.loadings[0])
+        blocks = self._sum_by_group(0, rows)
+        primary = torch.linalg.cholesky(blocks + torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device))
+        log_det = 2 * primary.diagonal(dim1=-2, dim2=-1).log().sum((-1, -2))
+        size, groups, width = primary.shape[:3]
+        total = sum(self.counts[name] * self.widths[name] for name in self.groups[1:])
+        if not total:
+            empty = primary.new_empty(size, groups * width, 0)
+            return primary, empty, primary.new_empty(size, 0, 0), log_det
+        crossed, dense = self._dense_parts(problem, weighted, total)
+        cross = torch.linalg.solve_triangular(primary, crossed.reshape(size, groups, width, total), upper=False)
+        cross = cross.reshape(size, groups * width, total)
+        rest = torch.linalg.cholesky(dense - cross.mT @ cross)
+        log_det = log_det + 2 * rest.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return primary, cross, rest, log_det
+
+    def _dense_parts(self, problem: Problem, weighted: list[Tensor], total: int) -> tuple[Tensor, Tensor]:
+        """Primary x rest (S, C D, M) and rest x rest (S, M, M) parts of the Hessian."""
+        size = weighted[0].shape[0]
+        starts, offset = [0], 0
+        for name in self.groups[1:]:
+            starts.append(offset)
+            offset += self.counts[name] * self.widths[name]
+        first = self.groups[0]
+        crossed = weighted[0].new_zeros(size, self.counts[first] * self.widths[first] * total)
+        dense = weighted[0].new_zeros(size, total * total)
+        for g in range(1, len(self.groups)):
+            rows = torch.einsum("sndf,snkf->sndk", weighted[0], problem.loadings[g])
+            index = self._positions(0, 0)[:, :, None] * total + self._positions(g, starts[g])[:, None, :]
+            crossed = crossed.index_add(1, index.reshape(-1), rows.reshape(size, -1))
+            for h in range(1, len(self.groups)):
+                rows = torch.einsum("sndf,snkf->sndk", weighted[g], problem.loadings[h])
+                index = self._positions(g, starts[g])[:, :, None] * total + self._positions(h, starts[h])[:, None, :]
+                dense = dense.index_add(1, index.reshape(-1), rows.reshape(size, -1))
+        dense = dense.reshape(size, total, total) + torch.eye(total, dtype=dense.dtype, device=dense.device)
+        return crossed.reshape(size, -1, total), dense
+
+    def _positions(self, g: int, start: int) -> Tensor:
+        """Positions of each row's effects among those of its side, shape (N, D)."""
+        width = self.widths[self.groups[g]]
+        codes = self.batch.codes[self.groups[g]]
+        return start + codes[:, None] * width + torch.arange(width, device=codes.device)
+
+    def _apply_inverse(self, precision: tuple[Tensor, Tensor, Tensor, Tensor], scores: list[Tensor]) -> list[Tensor]:
+        """Solve the Hessian against one vector for each grouping factor."""
+        primary, cross, rest, _ = precision
+        size, groups, width = primary.shape[:3]
+        half = torch.linalg.solve_triangular(primary, scores[0].unsqueeze(-1), upper=False).reshape(size, -1, 1)
+        if not rest.shape[-1]:
+            solved = torch.linalg.solve_triangular(primary.mT, half.reshape(size, groups, width, 1), upper=True)
+            return [solved[..., 0]]
+        others = torch.cat([score.reshape(size, -1) for score in scores[1:]], dim=1).unsqueeze(-1)
+        second = torch.cholesky_solve(others - cross.mT @ half, rest)
+        first = (half - cross @ second).reshape(size, groups, width, 1)
+        solved = torch.linalg.solve_triangular(primary.mT, first, upper=True)[..., 0]
+        return [solved, *self._split_rest(second[..., 0])]
+
+    def _split_rest(self, values: Tensor) -> list[Tensor]:
+        sizes = [self.counts[name] * self.widths[name] for name in self.groups[1:]]
+        parts = values.split(sizes, dim=-1)
+        return [
+            part.reshape(len(values), self.counts[name], self.widths[name])
+            for name, part in zip(self.groups[1:], parts, strict=True)
+        ]
+
+    # --- drawing and integrating -------------------------------------------------------------------------
+
+    def draw(self, effects: Effects, noise: list[Tensor]) -> list[Tensor]:
+        """Draws of z from the Gaussian, differentiable.
+
+        Parameters
+        ----------
+        effects : Effects
+            From `solve`.
+        noise : list of Tensor, shape (S, C_g, D_g)
+            Standard normal noise for each grouping factor, primary first.
+
+        Returns
+        -------
+        list of Tensor, shape (S, C_g, D_g)
+        """
+        size, groups, width = effects.primary.shape[:3]
+        first = noise[0].reshape(size, -1, 1)
+        parts: list[Tensor] = []
+        if effects.rest.shape[-1]:
+            others = torch.cat([part.reshape(size, -1) for part in noise[1:]], dim=1).unsqueeze(-1)
+            second = torch.linalg.solve_triangular(effects.rest.mT, others, upper=True)
+            first = first - effects.cross @ second
+            parts = self._split_rest(second[..., 0])
+        solved = torch.linalg.solve_triangular(
+            effects.primary.mT, first.reshape(size, groups, width, 1), upper=True
+        )[..., 0]
+        return [mean + part for mean, part in zip(effects.mean, [solved, *parts], strict=True)]
+
+    def log_density(self, effects: Effects, z: list[Tensor]) -> Tensor:
+        """Log density of the Gaussian at z, shape (S,)."""
+        size, groups, width = effects.primary.shape[:3]
+        centred = [a - b for a, b in zip(z, effects.mean, strict=True)]
+        first = (effects.primary.mT @ centred[0].unsqueeze(-1)).reshape(size, -1, 1)
+        square = effects.log_det.new_zeros(size)
+        count = centred[0][0].numel()
+        if effects.rest.shape[-1]:
+            others = torch.cat([part.reshape(size, -1) for part in centred[1:]], dim=1).unsqueeze(-1)
+            first = first + effects.cross @ others
+            square = (effects.rest.mT @ others).square().sum((1, 2))
+            count += others.shape[1]
+        square = square + first.square().sum((1, 2))
+        return 0.5 * (effects.log_det - square - count * math.log(2 * math.pi))
+
+    def laplace(self, problem: Problem, effects: Effects) -> Tensor:
+        """Laplace's approximation of log p(y | theta), exact for a Gaussian response, shape (S,)."""
+        count = sum(mean[0].numel() for mean in effects.mean)
+        return self.joint(problem, effects.mean) + 0.5 * (count * math.log(2 * math.pi) - effects.log_det)
+
+    def by_group(self, problem: Problem, z: list[Tensor]) -> Tensor:
+        """log p(y_c, z_c | theta) of each group of the only grouping factor, shape (S, C)."""
+        rows = self.log_likelihood(problem, self.eta(problem, z))
+        return self._sum_by_group(0, rows) - 0.5 * z[0].square().sum(-1) - 0.5 * z[0].shape[-1] * math.log(2 * math.pi)
+
+    def density_by_group(self, effects: Effects, z: list[Tensor]) -> Tensor:
+        """Log density of the Gaussian for each group of the only grouping factor, shape (S, C)."""
+        white = (effects.primary.mT @ (z[0] - effects.mean[0]).unsqueeze(-1))[..., 0]
+        log_det = effects.primary.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return log_det - 0.5 * white.square().sum(-1) - 0.5 * z[0].shape[-1] * math.log(2 * math.pi)
+
+    def quadrature(self, problem: Problem, effects: Effects, order: int) -> Tensor:
+        """Adaptive Gauss-Hermite quadrature of log p(y | theta) with one grouping factor, shape (S,).
+
+        Parameters
+        ----------
+        problem : Problem
+            The density.
+        effects : Effects
+            From `solve`; taken as constants, on which the integral does not depend.
+        order : int
+            Nodes of each dimension.
+        """
+        nodes, weights = (torch.as_tensor(a, dtype=problem.base.dtype) for a in hermgauss(order))
+        width = effects.mean[0].shape[-1]
+        terms = []
+        for index in itertools.product(range(order), repeat=width):
+            node = nodes[list(index)] * math.sqrt(2.0)
+            shift = torch.linalg.solve_triangular(effects.primary.mT, node.unsqueeze(-1), upper=True)[..., 0]
+            log_weight = float(weights[list(index)].log().sum() + 0.5 * node.square().sum())
+            terms.append(self.by_group(problem, [effects.mean[0] + shift]) + log_weight)
+        log_det = effects.primary.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        integrals = torch.logsumexp(torch.stack(terms), dim=0) + 0.5 * width * math.log(2.0) - log_det
+        return integrals.sum(-1)
+
+    def offsets(self, name: str, table: Tensor) -> list[tuple[EffectBlock, list[Tensor]]]:
+        """A factor's z (S, C, D) as the offsets of each block's terms: (S, C), (S, C, K), with R at the end."""
+        result = []
+        widths = [self._width(block) for block in self.blocks[name]]
+        for block, part in zip(self.blocks[name], table.split(widths, dim=-1), strict=True):
+            outputs = self._outputs(block.parameter)
+            shaped = part.reshape(*part.shape[:2], block.size, outputs) if outputs > 1 else part
+            result.append((block, self.module.split_effects(block, shaped)))
+        return result
+
+    def effects(self, values: Mapping[str, Tensor], z: list[Tensor]) -> dict[str, Tensor]:
+        """Effects u of each term by name, (S, C, ...), from z of each grouping factor."""
+        named = {}
+        for name, table in zip(self.groups, z, strict=True):
+            for block, offsets in self.offsets(name, table):
+                scaled = self.module.scale_offsets(block, offsets, values)
+                for term, effect in zip(block.terms, self.module.split_effects(block, scaled), strict=True):
+                    named[block.effect_name(term)] = effect
+        return named
+
+    # --- shapes ------------------------------------------------------------------------------------------
+
+    def _outputs(self, parameter: str) -> int:
+        return self.module.spec.n_predictors if parameter == "mu" else 1
+
+    def _width(self, block: EffectBlock) -> int:
+        return block.size * self._outputs(block.parameter)
+
+    def _as_columns(self, eta: Tensor, parameter: str) -> Tensor:
+        eta = eta if self._outputs(parameter) > 1 else eta.unsqueeze(-1)
+        return eta if eta.dim() == 3 else eta.unsqueeze(0)
+
+    def _loading(self, block: EffectBlock, values: Mapping[str, Tensor], size: int) -> Tensor:
+        """A block's rows W D(tau) L, shape (S, N, K R, E), in the order of its standardised effects."""
+        columns = self.module.slope_columns(block, self.batch, self.hidden)
+        outputs = self._outputs(block.parameter)
+        sds = self.module.block_sds(block, values).expand(size, *self.module.block_sds(block, values).shape[1:])[:, 0]
+        start = sum(self.columns[p] for p in self.parameters[: self.parameters.index(block.parameter)])
+        factor = values[corr_name(self.module.spec, block)][:, 0] if block.correlated else None
+        parts = []
+        for r in range(outputs):
+            tau = sds[..., r] if outputs > 1 else sds
+            scaled = torch.diag_embed(tau) @ factor if factor is not None else None
+            rows = columns @ scaled if scaled is not None else columns * tau.unsqueeze(1)
+            full = rows.new_zeros(*rows.shape, self.n_columns)
+            full[..., start + r] = rows
+            parts.append(full)
+        return parts[0] if outputs == 1 else torch.stack(parts, dim=3).flatten(2, 3)
