@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_armed.batch import Batch
 from pyro_armed.design import Encoded
+from pyro_armed.draws import without_row_axis
 from pyro_armed.errors import ArgumentError
 from pyro_armed.local import local_parameters
+from pyro_armed.module import MixedEffectsModule
 from pyro_armed.new_groups import check_mode, extend_effects
 from pyro_armed.posterior import Chain, Posterior, with_row_axis
 from pyro_armed.training import single_thread
 
-__all__ = ["KINDS", "Evaluated", "evaluated_chunks", "predict_draws"]
+__all__ = [
+    "KINDS",
+    "Evaluated",
+    "evaluated_chunks",
+    "evaluated_rows",
+    "extended_chains",
+    "predict_draws",
+    "stream",
+]
 
 KINDS = ("mean", "response", "linear")
 _ELEMENTS = 10_000_000
@@ -44,7 +57,6 @@ class Evaluated:
     chain_object: Chain
 
 
-@torch.no_grad()
 def evaluated_chunks(
     posterior: Posterior, encoded: Encoded, mode: str, *, seed: int, draws: int | None = None
 ) -> Iterator[Evaluated]:
@@ -72,27 +84,117 @@ def evaluated_chunks(
     UnseenGroupError, ArgumentError
         See `pyro_armed.new_groups.check_mode`.
     """
+    yield from evaluated_rows(
+        extended_chains(posterior, encoded, mode, seed=seed, draws=draws), encoded.batch
+    )
+
+
+@torch.no_grad()
+def extended_chains(
+    posterior: Posterior, encoded: Encoded, mode: str, *, seed: int, draws: int | None = None
+) -> list[Chain]:
+    """The chains that predictions are made from: some draws, with the effects of new groups.
+
+    Parameters
+    ----------
+    posterior, encoded, mode, seed, draws
+        As for `evaluated_chunks`.
+
+    Returns
+    -------
+    list of Chain
+        Group effects have shape (S, C + new, ...).
+
+    Raises
+    ------
+    UnseenGroupError, ArgumentError
+        See `pyro_armed.new_groups.check_mode`.
+    """
     check_mode(mode, encoded.new_groups)
     sizes = {group: len(labels) for group, labels in encoded.new_groups.items()}
-    batch = replace(encoded.batch, rows=None)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(stream(seed, "new groups"))
+    chains = []
+    for chain in posterior.chains:
+        values = chain.values
+        if (kept := _thinned(chain, draws)) is not None:
+            values = {name: value[kept] for name, value in values.items()}
+        if any(sizes.values()):
+            with_rows = with_row_axis(chain.module, values)
+            extended = extend_effects(chain.module, with_rows, sizes, mode, generator)
+            values = without_row_axis(chain.module, extended)
+        chains.append(Chain(chain.module, values))
+    return chains
+
+
+@torch.no_grad()
+def evaluated_rows(chains: Sequence[Chain], batch: Batch) -> Iterator[Evaluated]:
+    """Linear predictors of some rows, for all draws of the chains.
+
+    Parameters
+    ----------
+    chains : sequence of Chain
+        From `extended_chains`.
+    batch : Batch
+        Rows.
+
+    Yields
+    ------
+    Evaluated
+    """
+    batch = replace(batch, rows=None)
     with single_thread(batch):
-        for position, chain in enumerate(posterior.chains):
+        for position, chain in enumerate(chains):
             module = chain.module.eval()
             with local_parameters():
                 hidden = module.hidden(batch)
-            kept = _thinned(chain, draws)
-            values = with_row_axis(module, {name: value[kept] for name, value in chain.values.items()})
-            values = extend_effects(module, values, sizes, mode, generator)
-            width = max(1, _ELEMENTS // max(1, batch.size * module.spec.n_predictors))
-            for start in range(0, len(kept), width):
-                part = {name: value[start : start + width] for name, value in values.items()}
-                etas = {p.parameter: module.linear_predictor(p, part, batch, hidden) for p in module.spec.predictors}
-                yield Evaluated(position, start, etas, part, chain)
+            start = 0
+            for values in chain.chunks(_width(module, batch.size)):
+                etas = {
+                    p.parameter: module.linear_predictor(p, values, batch, hidden)
+                    for p in module.spec.predictors
+                }
+                yield Evaluated(position, start, etas, values, chain)
+                start += len(etas["mu"])
+
+
+def _width(module: MixedEffectsModule, n_rows: int) -> int:
+    """Draws at a time such that the largest intermediate tensor has about `_ELEMENTS` elements."""
+    spec = module.spec
+    effects = max((block.size for block in spec.blocks), default=1)
+    return max(1, _ELEMENTS // (max(1, n_rows) * max(spec.n_predictors * effects, len(spec.levels))))
+
+
+def stream(seed: int, *purpose: str | int) -> int:
+    """A seed for one purpose: random numbers of one seed that serve two purposes would be the same.
+
+    Parameters
+    ----------
+    seed : int
+        The user's seed.
+    *purpose : str or int
+        What the numbers are for.
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> stream(0, "responses") == stream(0, "responses"), stream(0, "responses") == stream(0, "new groups")
+    (True, False)
+    """
+    words = [word if isinstance(word, int) else zlib.crc32(word.encode()) for word in purpose]
+    return int(np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def predict_draws(
-    posterior: Posterior, encoded: Encoded, mode: str, *, kind: str = "mean", seed: int, draws: int | None = None
+    posterior: Posterior,
+    encoded: Encoded,
+    mode: str,
+    *,
+    kind: str = "mean",
+    seed: int,
+    draws: int | None = None,
 ) -> Tensor:
     """Predictions for each row and draw.
 
@@ -124,7 +226,7 @@ def predict_draws(
         raise ArgumentError(f"kind={kind!r} is not one of {', '.join(map(repr, KINDS))}.")
     chains: list[list[Tensor]] = [[] for _ in posterior.chains]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(stream(seed, "responses"))
         for part in evaluated_chunks(posterior, encoded, mode, seed=seed, draws=draws):
             chains[part.chain].append(_prediction(part, encoded, kind))
     return torch.stack([torch.cat(parts) for parts in chains])
@@ -140,11 +242,13 @@ def _prediction(part: Evaluated, encoded: Encoded, kind: str) -> Tensor:
     return module.response_distribution(part.etas, part.values, encoded.batch).sample()
 
 
-def _thinned(chain: Chain, draws: int | None) -> Tensor:
+def _thinned(chain: Chain, draws: int | None) -> Tensor | None:
     if draws is None:
-        return torch.arange(chain.n_draws)
+        return None
     if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:
         raise ArgumentError(f"draws={draws!r} must be a whole number of at least 1.")
     if draws > chain.n_draws:
-        raise ArgumentError(f"draws={draws} is more than the {chain.n_draws} draws that fit() stored for each chain.")
-    return torch.linspace(0, chain.n_draws - 1, draws).round().long()
+        raise ArgumentError(
+            f"draws={draws} is more than the {chain.n_draws} draws that fit() stored for each chain."
+        )
+    return torch.linspace(0, chain.n_draws - 1, draws, dtype=torch.float64).round().long()
