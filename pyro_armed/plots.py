@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["decision_boundaries"]
+__all__ = ["decision_boundaries", "new_figure"]
 
 # Okabe and Ito's blue and vermilion: told apart by the colour-blind and in grey.
 _COLOURS = ("#0072B2", "#D55E00")
@@ -107,11 +107,13 @@ def decision_boundaries(
     >>> [axes.get_title() for axes in figure.axes[:2]]
     ['g00', 'g01']
     """
-    figure = _figure(figure)
+    figure = _pyplot_figure() if figure is None else figure
     _check(model, frame, x, y, group)
     for name, value in (("resolution", resolution), ("points", points), ("columns", columns)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1 + (name == "resolution"):
-            raise ArgumentError(f"{name}={value!r} must be a whole number of at least {1 + (name == 'resolution')}.")
+            raise ArgumentError(
+                f"{name}={value!r} must be a whole number of at least {1 + (name == 'resolution')}."
+            )
     labels = _labels(frame, group, groups)
     ticks = [_ticks(frame.loc[frame[group].isin(labels), name], resolution) for name in (x, y)]
     grid = pd.concat(
@@ -131,7 +133,9 @@ def decision_boundaries(
         image = _draw_panel(axes, ticks, probability[i], None if true is None else true[i])
         for code, colour in enumerate(_COLOURS):
             of_class = shown[shown[model.spec.response] == classes[code]]
-            axes.scatter(of_class[x], of_class[y], s=7, c=colour, edgecolors="white", linewidths=0.3, zorder=3)
+            axes.scatter(
+                of_class[x], of_class[y], s=7, c=colour, edgecolors="white", linewidths=0.3, zorder=3
+            )
         axes.set_title(str(label), fontsize="medium")
     figure.supxlabel(x)
     figure.supylabel(y)
@@ -141,24 +145,55 @@ def decision_boundaries(
     return figure
 
 
-def _figure(figure: Figure | None) -> Figure:
+def new_figure() -> Figure:
+    """An empty figure that pyplot does not know, for programs that draw into files.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    MissingDependencyError
+        If Matplotlib is not installed.
+
+    Examples
+    --------
+    >>> new_figure().axes
+    []
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise _no_matplotlib() from error
+    return Figure()
+
+
+def _pyplot_figure() -> Figure:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise MissingDependencyError(
-            "Pictures need the package matplotlib; install it with: pip install pyro_armed[examples]"
-        ) from error
-    return plt.figure() if figure is None else figure
+        raise _no_matplotlib() from error
+    return plt.figure()
+
+
+def _no_matplotlib() -> MissingDependencyError:
+    return MissingDependencyError(
+        "Pictures need the package matplotlib; install it with: pip install pyro_armed[examples]"
+    )
 
 
 def _check(model: Any, frame: pd.DataFrame, x: str, y: str, group: str) -> None:
     if model.spec.family.response != "binary":
         raise ArgumentError(
-            f"decision_boundaries shows models of a binary response; this one's family is {model.spec.family.name!r}."
+            "decision_boundaries shows models of a binary response; "
+            f"this one's family is {model.spec.family.name!r}."
         )
     for name in (x, y, group, model.spec.response):
         if name not in frame.columns:
-            raise DataError(f"frame has no column {name!r}; its columns are {', '.join(map(str, frame.columns))}.")
+            raise DataError(
+                f"frame has no column {name!r}; its columns are {', '.join(map(str, frame.columns))}."
+            )
     for name in (x, y):
         if not pd.api.types.is_numeric_dtype(frame[name]):
             raise DataError(f"Column {name!r} is not numeric; choose a numeric predictor for each axis.")
@@ -198,7 +233,9 @@ def _grid(
             value = column.mean()
         else:
             value = column.mode().iloc[0] if column.notna().any() else None
-        grid[name] = pd.Series([value] * len(grid), dtype=column.dtype if at is None or name not in at else None)
+        grid[name] = pd.Series(
+            [value] * len(grid), dtype=column.dtype if at is None or name not in at else None
+        )
     return grid
 
 
@@ -257,7 +294,10 @@ def _draw_panel(
         probability, extent=extent, origin="lower", cmap=colours, vmin=0, vmax=1, alpha=0.45,
         interpolation="bilinear", aspect="equal" if _same_units(ticks) else "auto",
     )  # fmt: skip
-    for values, colour, style, width in ((probability, "black", "solid", 1.6), (truth, _TRUTH, "dashed", 1.4)):
+    for values, colour, style, width in (
+        (probability, "black", "solid", 1.6),
+        (truth, _TRUTH, "dashed", 1.4),
+    ):
         if values is not None and values.min() < 0.5 < values.max():
             axes.contour(*ticks, values, [0.5], colors=colour, linestyles=style, linewidths=width, zorder=4)
     return image

@@ -1,0 +1,271 @@
+"""The subcommands fit, predict and evaluate."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pyro_armed import families
+from pyro_armed.adversary import Adversary
+from pyro_armed.armed import ARMED
+from pyro_armed.cli._tables import (
+    SUFFIXES,
+    check_suffix,
+    check_writable,
+    read_table,
+    write_netcdf,
+    write_table,
+    write_whole,
+)
+from pyro_armed.cli._text import HelpFormatter, say, table_text
+from pyro_armed.errors import ArgumentError
+from pyro_armed.files import load
+from pyro_armed.networks import MLP
+from pyro_armed.new_groups import MODES
+from pyro_armed.predict import KINDS
+
+MODEL, NETCDF = (".armed",), (".nc",)
+QUANTILES = (0.05, 0.5, 0.95)
+
+FIT_EXAMPLE = """\
+example:
+  pyro-armed fit "use ~ age + urban + (1 + urban | district)" women.csv --family bernoulli \\
+      --network 16,16 --adversary 0.5 --out women.armed --netcdf posterior.nc
+
+In a CSV, an empty cell, NA, NaN and null are missing; None is a label. Labels of groups such as 01
+stay as they are written.
+"""
+PREDICT_EXAMPLE = """\
+example:
+  pyro-armed predict women.armed others.csv --new-groups marginal --out predicted.csv
+
+The output has one line for each row of the data, in its order: mean, sd and the 5, 50 and 95 %
+quantiles of the predictions; for a categorical or ordinal response these for each level.
+"""
+EVALUATE_EXAMPLE = """\
+example:
+  pyro-armed evaluate women.armed held_out.csv --new-groups marginal --out scores.csv
+"""
+
+
+def add_fit(commands: Any) -> None:
+    """Add ``fit`` to the parser."""
+    parser = _subcommand(commands, "fit", "fit a model to a CSV or Parquet file", FIT_EXAMPLE)
+    parser.add_argument("formula", metavar="FORMULA", help='such as "y ~ x + (1 + x | site)"')
+    parser.add_argument("data", metavar="DATA", type=Path, help="training rows, .csv or .parquet")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE.armed", help="the fitted model")
+    parser.add_argument("--netcdf", type=Path, metavar="FILE.nc", help="the ArviZ object as netCDF")
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--family", default="gaussian", help=f"response family: {', '.join(families.FAMILIES)} (%(default)s)"
+    )
+    model.add_argument("--link", help="the family's link; its usual one if left out")
+    model.add_argument(
+        "--network",
+        type=_units,
+        metavar="UNITS",
+        help='hidden units of an MLP, such as "16,16"; none: linear',
+    )
+    model.add_argument(
+        "--adversary", type=float, metavar="WEIGHT", help="weight of the adversary; none without it"
+    )
+    model.add_argument(
+        "--missing", default="error", help="rows with missing values: error, drop or indicator (%(default)s)"
+    )
+    inference = parser.add_argument_group("inference")
+    inference.add_argument("--inference", default="svi", help="svi or nuts (%(default)s)")
+    inference.add_argument("--guide", default="structured", help="structured or mean_field (%(default)s)")
+    inference.add_argument("--restarts", type=int, default=4, help="restarts or chains (%(default)s)")
+    inference.add_argument("--draws", type=int, default=500, help="draws of each chain (%(default)s)")
+    inference.add_argument("--epochs", type=int, help="most passes over the data")
+    inference.add_argument("--batch-size", type=int, help="rows per step")
+    inference.add_argument("--learning-rate", type=float, help="first learning rate")
+    _seed_and_quiet(parser)
+    parser.set_defaults(run=_fit)
+
+
+def _fit(options: argparse.Namespace) -> None:
+    check_writable(options.out, MODEL)
+    if options.netcdf is not None:
+        check_writable(options.netcdf, NETCDF)
+    frame = read_table(options.data, options.formula)
+    model = ARMED(
+        options.formula,
+        frame,
+        family=options.family,
+        link=options.link,
+        network=None if options.network is None else MLP(hidden=options.network),
+        adversary=None if options.adversary is None else Adversary(weight=options.adversary),
+        missing=options.missing,
+    )
+    idata = model.fit(
+        inference=options.inference,
+        guide=options.guide,
+        restarts=options.restarts,
+        draws=options.draws,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+        progressbar=not options.quiet,
+    )
+    write_whole(options.out, model.save)
+    if options.netcdf is not None:
+        write_netcdf(options.netcdf, idata)
+    spec = model.spec
+    sizes = [f"{spec.n_rows} rows", *(f"{group.size} groups of {group.name}" for group in spec.groups)]
+    say(f"{options.formula}  ({spec.family.name}; {', '.join(sizes)})\n")
+    say(summary(model, idata).to_string())
+    say(f"\nModel: {options.out}" + (f"\nPosterior: {options.netcdf}" if options.netcdf else ""))
+
+
+def summary(model: ARMED, idata: Any) -> pd.DataFrame:
+    """ArviZ's summary of everything but the groups' own effects, which may be thousands.
+
+    Parameters
+    ----------
+    model : ARMED
+        The model.
+    idata : arviz.InferenceData or xarray.DataTree
+        Its posterior.
+
+    Returns
+    -------
+    pandas.DataFrame
+    """
+    import arviz as az
+
+    posterior = idata["posterior"]
+    effects = model.module.effect_names()
+    names = [name for name in posterior.data_vars if name not in effects]
+    if posterior.sizes["chain"] > 1:
+        return az.summary(idata, var_names=names, round_to=3)
+    return az.summary(idata, var_names=names, round_to=3, kind="stats")
+
+
+def add_predict(commands: Any) -> None:
+    """Add ``predict`` to the parser."""
+    parser = _subcommand(commands, "predict", "predict the rows of a CSV or Parquet file", PREDICT_EXAMPLE)
+    _model_and_data(parser, "rows to predict, .csv or .parquet")
+    parser.add_argument("--kind", default="mean", choices=KINDS, help="what to predict (%(default)s)")
+    parser.add_argument("--draws", type=int, help="posterior draws of each chain to use; all if left out")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="table, .csv or .parquet")
+    _seed_and_quiet(parser)
+    parser.set_defaults(run=_predict)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    check_writable(options.out, SUFFIXES)
+    model, frame = _load_both(options)
+    predicted = model.predict(
+        frame, new_groups=options.new_groups, kind=options.kind, draws=options.draws, seed=options.seed
+    )
+    write_table(options.out, prediction_table(predicted))
+    if not options.quiet:
+        say(f"{len(frame)} predictions: {options.out}")
+
+
+def prediction_table(predicted: Any) -> pd.DataFrame:
+    """Mean, sd and quantiles of each row's predictions.
+
+    Parameters
+    ----------
+    predicted : arviz.InferenceData or xarray.DataTree
+        From `ARMED.predict`.
+
+    Returns
+    -------
+    pandas.DataFrame, shape (N, 6)
+        ``row`` counts from 0. With a further dimension, columns for each of its levels: ``mean[level]``.
+    """
+    variables = predicted["predictions"].data_vars.values()
+    (variable,) = (v for v in variables if "__obs__" in v.dims)
+    levels = [dim for dim in variable.dims if dim not in ("chain", "draw", "__obs__")]
+    draws = variable.transpose("chain", "draw", "__obs__", *levels).to_numpy()
+    draws = draws.reshape(-1, *draws.shape[2:])
+    if draws.dtype.kind not in "fiub":
+        raise ArgumentError(
+            "Drawn labels have no mean; use --kind mean, which gives each level's probability."
+        )
+    draws = draws.astype(float)
+    low, middle, high = np.quantile(draws, QUANTILES, axis=0)
+    statistics = {"mean": draws.mean(0), "sd": draws.std(0), "q05": low, "q50": middle, "q95": high}
+    columns: dict[str, Any] = {"row": np.arange(draws.shape[1])}
+    if not levels:
+        return pd.DataFrame({**columns, **statistics})
+    for position, level in enumerate(variable[levels[0]].to_numpy()):
+        columns |= {f"{name}[{level}]": values[:, position] for name, values in statistics.items()}
+    return pd.DataFrame(columns)
+
+
+def add_evaluate(commands: Any) -> None:
+    """Add ``evaluate`` to the parser."""
+    parser = _subcommand(
+        commands, "evaluate", "score predictions of a file that has the responses", EVALUATE_EXAMPLE
+    )
+    _model_and_data(parser, "rows with their response, .csv or .parquet")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table too, .csv or .parquet")
+    _seed_and_quiet(parser)
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    if options.out is not None:
+        check_writable(options.out, SUFFIXES)
+    model, frame = _load_both(options)
+    scores = model.evaluate(frame, new_groups=options.new_groups, seed=options.seed)
+    if options.out is not None:
+        write_table(options.out, scores)
+    say(table_text(scores, digits=4))
+
+
+def _load_both(options: argparse.Namespace) -> tuple[ARMED, pd.DataFrame]:
+    check_suffix(options.data, SUFFIXES)
+    if not options.model.is_file():
+        raise ArgumentError(f"There is no model file '{options.model}'.")
+    model = load(options.model)
+    return model, read_table(options.data, model.formula, model.spec.groups)
+
+
+def _subcommand(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=what,
+        description=what[0].upper() + what[1:] + ".",
+        epilog=example,
+        formatter_class=HelpFormatter,
+    )
+    return parser
+
+
+def _model_and_data(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a file that `pyro-armed fit` has written")
+    parser.add_argument("data", metavar="DATA", type=Path, help=what)
+    parser.add_argument(
+        "--new-groups",
+        default="error",
+        choices=MODES,
+        help="groups that training did not have: error refuses them, population takes the average group, "
+        "marginal draws their effects (%(default)s)",
+    )
+
+
+def _seed_and_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed gives the same numbers (%(default)s)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _units(text: str) -> tuple[int, ...]:
+    try:
+        units = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        units = ()
+    if not units or min(units) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of layer sizes such as 16,16")
+    return units
