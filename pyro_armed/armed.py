@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch.distributions import Distribution
 
 from pyro_armed import families
@@ -20,11 +20,11 @@ from pyro_armed.errors import ArgumentError, NotFittedError
 from pyro_armed.evaluation import evaluate
 from pyro_armed.export import build_idata, prediction_idata
 from pyro_armed.families import Family
-from pyro_armed.inference import InferenceSettings, infer
+from pyro_armed.inference import InferenceSettings, Ingredients, infer
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.posterior import Posterior
 from pyro_armed.predict import predict_draws
-from pyro_armed.report import describe_model
+from pyro_armed.report import describe_model, render_graph
 
 __all__ = ["ARMED"]
 
@@ -62,8 +62,6 @@ class ARMED:
         Whether the weights of the network's last layer have a posterior.
     fixed_effects_weight : float
         Weight of the auxiliary loss of the prediction without group effects.
-    dtype : torch.dtype, optional
-        None: double precision for linear predictors, single for networks.
 
     Raises
     ------
@@ -99,7 +97,6 @@ class ARMED:
         namespace: Mapping[str, Any] | None = None,
         last_layer: str = "bayesian",
         fixed_effects_weight: float = 0.0,
-        dtype: torch.dtype | None = None,
     ):
         formulas = [formula] if isinstance(formula, str) else list(formula)
         if not formulas:
@@ -114,7 +111,6 @@ class ARMED:
             weights=weights,
             namespace=namespace,
             within_between=within_between,
-            dtype=dtype or _default_dtype(network),
         )
         self._setup(design, network, adversary, priors, last_layer, fixed_effects_weight)
 
@@ -138,7 +134,6 @@ class ARMED:
         standardize: bool = True,
         last_layer: str = "bayesian",
         fixed_effects_weight: float = 0.0,
-        dtype: torch.dtype | None = None,
     ) -> ARMED:
         """A model from arrays or tensors: images, embeddings, anything a network takes.
 
@@ -152,7 +147,7 @@ class ARMED:
             Group labels of each grouping factor.
         random_effects : sequence of RandomEffects, optional
             None: an intercept for each grouping factor.
-        family, link, network, adversary, priors, last_layer, fixed_effects_weight, dtype
+        family, link, network, adversary, priors, last_layer, fixed_effects_weight
             As for `ARMED`.
         weights, offset, trials : array-like, shape (N,), optional
             Row weights, known values added to the predictor, trials of a binomial response.
@@ -184,7 +179,6 @@ class ARMED:
             trials=trials,
             columns=columns,
             standardize=standardize,
-            dtype=dtype or _default_dtype(network),
         )
         model = cls.__new__(cls)
         model._setup(design, network, adversary, priors, last_layer, fixed_effects_weight)
@@ -208,9 +202,13 @@ class ARMED:
         self.adversary = adversary
         self.fixed_effects_weight = float(fixed_effects_weight)
         data = design.training.batch
-        self._plan = None if network is None else NetworkPlan.inspect(network, design.spec, data, last_layer)
+        self._plan = None
+        if network is not None:
+            self._plan = NetworkPlan.inspect(network, design.spec, data, last_layer)
+            data = replace(data, inputs=data.inputs.to(self._plan.dtype))  # type: ignore[union-attr]
+        self._training = replace(design.training, batch=data)
         self.spec = design.spec if self._plan is None else self._plan.complete(design.spec)
-        self._module = build_module(self.spec, self._user_priors, self._plan, data, design.dtype, seed=0)
+        self._module = build_module(self.spec, self._user_priors, self._plan, data, seed=0)
         self._guide: Any = None
         self._posterior: Posterior | None = None
         self._idata: Any = None
@@ -291,21 +289,15 @@ class ARMED:
             seed=seed,
             progressbar=progressbar,
         )
-        result = infer(
-            self.spec,
-            self._user_priors,
-            self._plan,
-            self._design.training.batch,
-            settings,
-            adversary=self.adversary,
-            fixed_effects_weight=self.fixed_effects_weight,
-            dtype=self._design.dtype,
+        ingredients = Ingredients(
+            self.spec, self._user_priors, self._plan, self._training.batch, self.adversary, self.fixed_effects_weight
         )
+        result = infer(ingredients, settings)
         self._posterior, self._module, self._guide = result.posterior, result.module, result.guide
         self._idata = build_idata(
             self._posterior,
-            self._design.training.batch,
-            index=self._design.training.index,
+            self._training.batch,
+            index=self._training.index,
             seed=seed,
             log_likelihood=log_likelihood,
             attributes={"formula": self.formula, **self._posterior.attributes},
@@ -435,7 +427,7 @@ class ARMED:
         -------
         graphviz.Digraph
         """
-        return describe_model.graph(self._module, **options)  # type: ignore[attr-defined]
+        return render_graph(self._module, **options)
 
     def __repr__(self) -> str:
         return describe_model(self)
@@ -455,10 +447,6 @@ class ARMED:
         if response and y is None:
             raise ArgumentError("A model from arrays needs the responses: evaluate(x, y, groups=...).")
         return self._design.encode(data, groups, y)
-
-
-def _default_dtype(network: Any) -> torch.dtype:
-    return torch.float64 if network is None else torch.float32
 
 
 def _weights_column(data: Any, weights: Any) -> tuple[Any, str | None]:

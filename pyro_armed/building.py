@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_armed import networks
 from pyro_armed.adversary import Adversary, GroupClassifier
@@ -39,12 +39,15 @@ class NetworkPlan:
         Width F of that layer's input; 0 without one.
     last_layer : str
         ``"bayesian"`` or ``"point"``.
+    dtype : torch.dtype
+        Precision of its weights; everything else is in double precision.
     """
 
     source: nn.Module | Callable[[], nn.Module]
     output_layer: str | None
     n_features: int
     last_layer: str
+    dtype: torch.dtype
 
     @classmethod
     def inspect(cls, source: Any, spec: ModelSpec, data: Batch, last_layer: str) -> NetworkPlan:
@@ -73,17 +76,18 @@ class NetworkPlan:
         if last_layer not in LAST_LAYERS:
             raise ArgumentError(f"last_layer={last_layer!r} is not 'bayesian' or 'point'.")
         network = _instance(source, spec, data, seed=0)
-        example = data.inputs[:_EXAMPLE_ROWS]  # type: ignore[index]
+        dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+        example = data.inputs[:_EXAMPLE_ROWS].to(dtype)  # type: ignore[index]
         networks.network_output(network.eval(), example, columns=spec.n_predictors)
         try:
             layer = networks.find_output_layer(network, example)
         except ArgumentError:
             if spec.uses_features and any(block.uses_features for block in spec.blocks):
                 raise
-            return cls(source, None, 0, "point")
+            return cls(source, None, 0, "point", dtype)
         with torch.no_grad():
             features, _ = networks.features_and_output(network, example, layer)
-        return cls(source, layer, features.shape[1], last_layer)
+        return cls(source, layer, features.shape[1], last_layer, dtype)
 
     def complete(self, spec: ModelSpec) -> ModelSpec:
         """The specification with the width of the last hidden layer, and coefficients on it if Bayesian."""
@@ -107,19 +111,19 @@ def _instance(source: Any, spec: ModelSpec, data: Batch, seed: int) -> nn.Module
             raise ArgumentError(f"network=... must return a torch.nn.Module, not {type(network).__name__}.")
     else:
         raise ArgumentError(f"network={source!r} must be a torch.nn.Module, a function that makes one, or None.")
-    network = network.to(data.inputs.device, data.inputs.dtype)
+    network = network.to(data.inputs.device)
     if isinstance(network, (networks.MLP, networks.CNN)):
         if not network.is_built:
             shape = data.inputs.shape[1:]
             network.build(shape[0] if isinstance(network, networks.MLP) else shape, spec.n_predictors, seed=seed)
-            network = network.to(data.inputs.device, data.inputs.dtype)
+            network = network.to(data.inputs.device)
         elif seed:
             networks.reinitialise(network, seed)
     return network
 
 
 def build_module(
-    spec: ModelSpec, priors: Mapping[str, Any], plan: NetworkPlan | None, data: Batch, dtype: torch.dtype, seed: int
+    spec: ModelSpec, priors: Mapping[str, Any], plan: NetworkPlan | None, data: Batch, seed: int
 ) -> MixedEffectsModule:
     """The Pyro model of one chain.
 
@@ -133,8 +137,6 @@ def build_module(
         The network.
     data : Batch
         Training rows.
-    dtype : torch.dtype
-        Type of the parameters.
     seed : int
         Seed of the network's first weights.
 
@@ -142,7 +144,7 @@ def build_module(
     -------
     MixedEffectsModule
     """
-    table = PriorTable(spec, priors, dtype)
+    table = PriorTable(spec, priors)
     if plan is None:
         return MixedEffectsModule(spec, table, data=data)
     network = plan.instance(spec, data, seed)
@@ -189,11 +191,11 @@ def build_adversary(
     conditional = settings.is_conditional(classification)
     levels = len(spec.levels) or None
     label_dim = 0 if not conditional else (levels if levels is not None and levels > 2 else 1)
-    like: Tensor = data.inputs  # type: ignore[assignment]
+    device = data.inputs.device  # type: ignore[union-attr]
     classifiers = nn.ModuleList(
         GroupClassifier(
             spec.n_features, spec.group(group).size, settings.hidden, label_dim, seed=seed + position
-        ).to(like.device, like.dtype)
+        ).to(device)
         for position, group in enumerate(groups)
     )
     return AdversaryHead(settings, classifiers, groups, conditional, levels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,14 +11,18 @@ import torch
 from pyro_armed.adversary import Adversary
 from pyro_armed.batch import Batch
 from pyro_armed.building import NetworkPlan, build_adversary, build_module
-from pyro_armed.draws import draw_chain
+from pyro_armed.draws import draw_chain, without_row_axis
 from pyro_armed.errors import ArgumentError
 from pyro_armed.guides import MeanFieldGuide
+from pyro_armed.importance import pareto_smooth
+from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.objective import Objective
-from pyro_armed.posterior import Posterior
+from pyro_armed.posterior import Chain, Posterior
 from pyro_armed.spec import ModelSpec
-from pyro_armed.training import TrainingSettings, train
+from pyro_armed.structured import StructuredGuide
+from pyro_armed.structured_fit import correct_globals, draw_effects, fit_structured
+from pyro_armed.training import TrainingSettings, no_validation, single_thread, train
 
 __all__ = ["InferenceResult", "InferenceSettings", "infer"]
 
@@ -67,6 +71,10 @@ class InferenceSettings:
             early_stopping=self.early_stopping,
         )
 
+    def chain_seed(self, restart: int) -> int:
+        """Seed of one restart."""
+        return self.seed * 1009 + restart
+
 
 @dataclass(frozen=True)
 class InferenceResult:
@@ -87,68 +95,155 @@ class InferenceResult:
     guide: Any
 
 
-def infer(
-    spec: ModelSpec,
-    priors: Mapping[str, Any],
-    plan: NetworkPlan | None,
-    data: Batch,
-    settings: InferenceSettings,
-    *,
-    adversary: Adversary | None = None,
-    fixed_effects_weight: float = 0.0,
-    dtype: torch.dtype = torch.float64,
-) -> InferenceResult:
-    """Run the inference that the settings ask for.
+@dataclass(frozen=True)
+class FittedChain:
+    """One restart.
 
-    Parameters
+    Attributes
+    ----------
+    chain : Chain
+        Its draws.
+    guide : object
+        Its guide.
+    elbo : float
+        ELBO of the data set.
+    converged : bool
+        Whether the ELBO stopped rising.
+    khat : float
+        Pareto k of the guide.
+    notes : dict
+        What else to say about it in the exported attributes.
+    """
+
+    chain: Chain
+    guide: Any
+    elbo: float
+    converged: bool
+    khat: float
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What every restart starts from.
+
+    Attributes
     ----------
     spec : ModelSpec
         The model's structure.
     priors : mapping of str to Distribution
         The user's priors.
-    plan : NetworkPlan, optional
+    plan : NetworkPlan or None
         The network.
     data : Batch
         Training rows.
-    settings : InferenceSettings
-        How.
-    adversary : Adversary, optional
+    adversary : Adversary or None
         Settings of the adversary.
     fixed_effects_weight : float
         Weight of the loss of the prediction without group effects.
-    dtype : torch.dtype
-        Type of the parameters.
+    """
+
+    spec: ModelSpec
+    priors: Mapping[str, Any]
+    plan: NetworkPlan | None
+    data: Batch
+    adversary: Adversary | None = None
+    fixed_effects_weight: float = 0.0
+
+
+def infer(ingredients: Ingredients, settings: InferenceSettings) -> InferenceResult:
+    """Run the inference that the settings ask for.
+
+    Parameters
+    ----------
+    ingredients : Ingredients
+        Model and data.
+    settings : InferenceSettings
+        How.
 
     Returns
     -------
     InferenceResult
     """
-    training = settings.training(plan is not None)
-    chains, guides, finals, converged = [], [], [], []
-    for restart in range(settings.restarts):
-        seed = settings.seed * 1009 + restart
-        module = build_module(spec, priors, plan, data, dtype, seed)
-        guide = MeanFieldGuide(module, data, torch.Generator().manual_seed(seed))
-        head = build_adversary(adversary, spec, data, seed)
-        objective = Objective(module, guide, head, fixed_effects_weight)
-        label = f"SVI {restart + 1}/{settings.restarts}"
-        result = train(objective, data, training, seed=seed, progressbar=settings.progressbar, label=label)
-        chain = draw_chain(module, guide, data, settings.draws, seed=seed)
-        chain.trace = result.elbo
-        chains.append(chain)
-        guides.append(guide)
-        finals.append(result.final)
-        converged.append(result.converged)
-    best = max(range(len(finals)), key=finals.__getitem__)
+    with single_thread(ingredients.data), local_parameters(), no_validation():
+        fitted = [_restart(ingredients, settings, restart) for restart in range(settings.restarts)]
+    best = max(fitted, key=lambda one: one.elbo)
     attributes = {
         "inference": "svi",
         "guide": settings.guide,
         "seed": settings.seed,
         "restarts": settings.restarts,
-        "elbo": max(finals) * spec.n_rows,
-        "converged": all(converged),
+        "elbo": best.elbo,
+        "converged": all(one.converged for one in fitted),
+        "khat": max(one.khat for one in fitted),
+        **best.notes,
     }
-    return InferenceResult(Posterior(chains, attributes), chains[best].module, guides[best])
+    posterior = Posterior([one.chain for one in fitted], attributes)
+    return InferenceResult(posterior, best.chain.module, best.guide)
+
+
+def _restart(ingredients: Ingredients, settings: InferenceSettings, restart: int) -> FittedChain:
+    seed = settings.chain_seed(restart)
+    label = f"{restart + 1}/{settings.restarts}"
+    module = build_module(ingredients.spec, ingredients.priors, ingredients.plan, ingredients.data, seed)
+    if settings.guide == "mean_field":
+        return _mean_field(ingredients, settings, module, seed, f"SVI {label}")
+    trained = None
+    if ingredients.plan is not None:
+        trained = _train_mean_field(ingredients, settings, module, seed, f"network {label}")[1]
+    return _structured(ingredients, settings, module, seed, f"posterior {label}", trained)
+
+
+def _train_mean_field(
+    ingredients: Ingredients, settings: InferenceSettings, module: MixedEffectsModule, seed: int, label: str
+) -> tuple[MeanFieldGuide, Any]:
+    data = ingredients.data
+    guide = MeanFieldGuide(module, data, torch.Generator().manual_seed(seed))
+    head = build_adversary(ingredients.adversary, ingredients.spec, data, seed)
+    objective = Objective(module, guide, head, ingredients.fixed_effects_weight)
+    training = settings.training(ingredients.plan is not None)
+    result = train(objective, data, training, seed=seed, progressbar=settings.progressbar, label=label)
+    return guide, result
+
+
+def _mean_field(
+    ingredients: Ingredients, settings: InferenceSettings, module: MixedEffectsModule, seed: int, label: str
+) -> FittedChain:
+    guide, result = _train_mean_field(ingredients, settings, module, seed, label)
+    chain = draw_chain(module, guide, ingredients.data, settings.draws, seed=seed)
+    chain.trace = result.elbo
+    _, khat = pareto_smooth(chain.stats["log_weight"])
+    return FittedChain(chain, guide, result.final * ingredients.spec.n_rows, result.converged, float(khat))
+
+
+def _structured(
+    ingredients: Ingredients,
+    settings: InferenceSettings,
+    module: MixedEffectsModule,
+    seed: int,
+    label: str,
+    trained: Any,
+) -> FittedChain:
+    """All but the network's body, which stays where training has left it."""
+    data, n_rows = ingredients.data, ingredients.spec.n_rows
+    module.eval()
+    with torch.no_grad():
+        hidden = module.hidden(data)
+    guide = StructuredGuide(module, data, hidden)
+    fit = fit_structured(guide, seed=seed, progressbar=settings.progressbar, label=label)
+    globals_ = correct_globals(guide, settings.draws, seed=seed)
+    values, ratios = draw_effects(guide, globals_.theta, seed=seed)
+    chain = Chain(module, without_row_axis(module, values), {"log_weight": globals_.log_weight}, fit.elbo)
+    notes: dict[str, Any] = {"importance_corrected": globals_.corrected}
+    if trained is not None:
+        notes["conditions_on"] = "the network's weights below the last layer, at their SVI estimate"
+        chain.trace = torch.cat([trained.elbo, fit.elbo])
+    if ratios.shape[1]:
+        _, by_group = pareto_smooth(ratios.T)
+        notes["khat_by_group_max"] = float(by_group.max())
+    converged = fit.converged and (trained is None or trained.converged)
+    elbo = float(fit.elbo[-25:].mean()) * n_rows
+    return FittedChain(chain, guide, elbo, converged, globals_.khat, notes)
 
 
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:

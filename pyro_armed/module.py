@@ -257,11 +257,15 @@ class MixedEffectsModule(LocalPyroModule):
         """The network's features, shape (B, F), and its output, shape (B, R); None without a network."""
         if self.network is None:
             return None
+        weights = next((p for p in self.network.parameters() if p.is_floating_point()), None)
+        inputs: Tensor = batch.inputs  # type: ignore[assignment]
+        inputs = inputs if weights is None else inputs.to(weights.dtype)
         if self.output_layer is None:
-            output = self.network(batch.inputs)
-            return output.new_empty(batch.size, 0), output.reshape(batch.size, -1)
-        features, output = features_and_output(self.network, batch.inputs, self.output_layer)
-        return features, output.reshape(batch.size, -1)
+            features, output = inputs.new_empty(batch.size, 0), self.network(inputs)
+        else:
+            features, output = features_and_output(self.network, inputs, self.output_layer)
+        # Everything but the network itself is in the precision of the priors.
+        return features.to(self.priors.dtype), output.reshape(batch.size, -1).to(self.priors.dtype)
 
     def linear_predictor(
         self,

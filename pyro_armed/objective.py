@@ -72,6 +72,7 @@ class AdversaryHead:
 
     def loss(self, batch: Batch, features: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cross-entropy, accuracy and chance, averaged over the grouping factors."""
+        features = features.to(next(self.classifiers.parameters()).dtype)
         labels = None
         if self.conditional and batch.response is not None:
             labels = label_columns(batch.response, self.levels).to(features.dtype)

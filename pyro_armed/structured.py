@@ -48,7 +48,7 @@ class StructuredGuide(LocalPyroModule):
         self.register_buffer("scale", 0.1 * torch.eye(size, dtype=self.space.start.dtype))
         self.location = nn.Parameter(torch.zeros(size, dtype=self.space.start.dtype))
         self.factor_raw = nn.Parameter(torch.zeros(size, size, dtype=self.space.start.dtype))
-        self._mode: list[Tensor] | None = None
+        self.mode: list[Tensor] | None = None
 
     @property
     def factor(self) -> Tensor:
@@ -73,13 +73,13 @@ class StructuredGuide(LocalPyroModule):
         """Keep the effects' mode at theta (P,) as the start of later Newton steps."""
         if self.conditional.groups:
             values, _ = self.space.evaluate(theta.unsqueeze(0))
-            self._mode = self.conditional.solve(self.conditional.problem(values), self._mode).mean
+            self.mode = self.conditional.solve(self.conditional.problem(values), self.mode).mean
 
     def solve(self, theta: Tensor) -> tuple[Problem, Effects, Tensor]:
         """The effects' conditional and the log prior at theta (S, P)."""
         values, log_prior = self.space.evaluate(theta)
         problem = self.conditional.problem(values)
-        return problem, self.conditional.solve(problem, self._mode), log_prior
+        return problem, self.conditional.solve(problem, self.mode), log_prior
 
     def forward(self, batch: Batch | None = None, hidden: Hidden = None) -> dict[str, Tensor]:
         """Draw all latent variables.

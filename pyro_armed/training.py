@@ -17,7 +17,7 @@ from pyro_armed.errors import ArgumentError
 from pyro_armed.local import local_parameters
 from pyro_armed.objective import Objective
 
-__all__ = ["TrainingResult", "TrainingSettings", "train"]
+__all__ = ["TrainingResult", "TrainingSettings", "no_validation", "single_thread", "train"]
 
 _WINDOW = 100
 _SMALL = 200_000
@@ -163,7 +163,7 @@ def train(
     watch = objective.adversary
     converged, norm = False, math.inf
     objective.module.train()
-    with single_thread(data), torch.random.fork_rng(devices=[]), local_parameters(), _no_validation():
+    with single_thread(data), torch.random.fork_rng(devices=[]), local_parameters(), no_validation():
         torch.manual_seed(seed)
         with tqdm(total=total, desc=label, disable=not progressbar, leave=False, mininterval=0.5) as bar:
             for step, batch in enumerate(_batches(data, settings, total, generator)):
@@ -210,7 +210,7 @@ def single_thread(data: Batch) -> Iterator[None]:
 
 
 @contextmanager
-def _no_validation() -> Iterator[None]:
+def no_validation() -> Iterator[None]:
     """Skip Pyro's checks of every draw; the model was checked once when it was built."""
     with pyro.validation_enabled(False):
         yield
