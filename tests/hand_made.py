@@ -74,13 +74,30 @@ def prior_draws(module: MixedEffectsModule, draws: int, seed: int = 0) -> dict[s
     return without_row_axis(module, values)
 
 
+def mild_draws(module: MixedEffectsModule, draws: int, seed: int = 0) -> dict[str, Tensor]:
+    """Values of the same shapes that no response family minds: effects 0.3 N(0, 1), scales around 1."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for name, like in prior_draws(module, draws, seed).items():
+        noise = torch.randn(like.shape, generator=generator, dtype=like.dtype)
+        if name == "threshold":
+            made[name] = noise.sort(dim=-1).values
+        elif name.endswith("_corr"):
+            made[name] = like
+        elif name.endswith("_sigma") or name in module.spec.family.auxiliaries:
+            made[name] = (0.2 * noise).exp()
+        else:
+            made[name] = 0.3 * noise
+    return made
+
+
 def posterior_of(
     module: MixedEffectsModule, draws: int = 20, chains: int = 2, fixed: Mapping[str, Any] | None = None
 ) -> Posterior:
-    """Draws from the prior, with the values named in ``fixed`` the same in each draw."""
+    """Mild draws, with the values named in ``fixed`` the same in each of them."""
     made = []
     for chain in range(chains):
-        values = prior_draws(module, draws, seed=chain + 100)
+        values = mild_draws(module, draws, seed=chain + 100)
         for name, value in (fixed or {}).items():
             like = values[name]
             values[name] = torch.as_tensor(value, dtype=like.dtype).expand_as(like).clone()
