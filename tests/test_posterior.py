@@ -75,9 +75,9 @@ def test_reported_effects_give_the_linear_predictor_on_raw_columns(module):
     data = frame()
     chain = Chain(module, mild_draws(module, 5))
     one = chain.report()
-    x, z = torch.as_tensor(data["x"].to_numpy()), torch.as_tensor(data["z"].to_numpy())
-    code = torch.as_tensor(data["g"].str[1:].astype(int).to_numpy())
-    levels = torch.as_tensor(np.column_stack([data["c"] == "mid", data["c"] == "top"]).astype(float))
+    x, z = torch.tensor(data["x"].to_numpy()), torch.tensor(data["z"].to_numpy())
+    code = torch.tensor(data["g"].str[1:].astype(int).to_numpy())
+    levels = torch.tensor(np.column_stack([data["c"] == "mid", data["c"] == "top"]).astype(float))
     by_hand: Tensor = one["Intercept"][:, None] + one["x"][:, None] * x + one["c"] @ levels.T
     by_hand = by_hand + one["1|g"][:, code] + one["z|g"][:, code] * z
     batch = module.data

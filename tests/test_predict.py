@@ -72,8 +72,8 @@ def test_linear_predictor_of_levels_has_one_column_for_each_but_the_first():
     found = predict(one, posterior, data, kind="linear")
     assert found.shape == (2, 20, 20, 2)
     value = posterior.chains[0].report()
-    code = torch.as_tensor(data["g"].str[1:].astype(int).to_numpy())
-    x = torch.as_tensor(data["x"].to_numpy())
+    code = torch.tensor(data["g"].str[1:].astype(int).to_numpy())
+    x = torch.tensor(data["x"].to_numpy())
     by_hand = value["Intercept"][:, None] + value["x"][:, None] * x[:, None] + value["1|g"][:, code]
     torch.testing.assert_close(found[0], by_hand)
     means = predict(one, posterior, data, kind="mean")
@@ -86,8 +86,8 @@ def test_modelled_auxiliary_and_offset():
     one, posterior = made(["y ~ x + offset(z) + (1 | g)", "sigma ~ x + (1 | g)"])
     (part, *_) = evaluated_chunks(posterior, one.encode(data), "error", seed=0)
     value = posterior.chains[0].report()
-    code = torch.as_tensor(data["g"].str[1:].astype(int).to_numpy())
-    x, z = (torch.as_tensor(data[n].to_numpy()) for n in ("x", "z"))
+    code = torch.tensor(data["g"].str[1:].astype(int).to_numpy())
+    x, z = (torch.tensor(data[n].to_numpy()) for n in ("x", "z"))
     eta = value["Intercept"][:, None] + value["x"][:, None] * x + z + value["1|g"][:, code]
     torch.testing.assert_close(part.etas["mu"], eta)
     log_sigma = value["sigma_Intercept"][:, None] + value["sigma_x"][:, None] * x
@@ -119,7 +119,7 @@ def test_mean_of_a_binomial_is_that_of_one_trial_and_a_response_needs_trials():
     mean = predict(one, posterior, data, kind="mean")
     torch.testing.assert_close(mean, torch.sigmoid(predict(one, posterior, data, kind="linear")))
     drawn = predict(one, posterior, data, kind="response")
-    assert (drawn <= torch.as_tensor(data["t"].to_numpy())).all()
+    assert (drawn <= torch.tensor(data["t"].to_numpy())).all()
     with pytest.raises(ArgumentError, match="trials"):
         predict(one, posterior, data.drop(columns=["s", "t"]), kind="response")
 
