@@ -113,7 +113,11 @@ def test_dots_are_the_groups_rows_in_the_colour_of_their_class(frame, labels, le
     assert names[:2] == [f"y = {labels[0]}", f"y = {labels[1]}"]
     for axes, group in zip(panels(figure), SHIFT, strict=True):
         dots = [c for c in axes.collections if type(c).__name__ == "PathCollection"]
-        for label, collection in zip(labels, dots, strict=True):
+        for end, (label, collection) in enumerate(zip(labels, dots, strict=True)):
+            # The colour of the class is that of its side of the boundary.
+            np.testing.assert_allclose(
+                collection.get_facecolor()[0], axes.images[0].cmap(float(end)), atol=1e-9
+            )
             rows = frame[(frame["group"] == group) & (frame["y"] == label)]
             assert {*map(tuple, collection.get_offsets())} == {*map(tuple, rows[["x1", "x2"]].to_numpy())}
 
