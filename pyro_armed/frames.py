@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,14 +18,25 @@ from pyro_armed.errors import ArgumentError, DataError
 __all__ = ["check_columns", "check_frame", "clean_column", "missing_rows", "refuse_missing"]
 
 MISSING_POLICIES = ("error", "drop", "indicator")
+_NUMBERS = (int, float, np.number, np.bool_, Decimal, Fraction)
+_ORDERED = {
+    Decimal,
+    Fraction,
+    datetime.date,
+    datetime.datetime,
+    pd.Timestamp,
+    datetime.timedelta,
+    pd.Timedelta,
+    pd.Interval,
+}
 
 
 def check_frame(frame: Any, what: str = "data") -> pd.DataFrame:
-    """A data frame with rows, or a sentence that says what is wrong.
+    """A data frame with rows and column names that are text, or a sentence that says what is wrong.
 
     Parameters
     ----------
-    frame : object
+    frame : pandas.DataFrame, dict of columns, or anything with ``to_pandas``
         What the user gave.
     what : str
         The argument's name, for messages.
@@ -30,20 +44,37 @@ def check_frame(frame: Any, what: str = "data") -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
+        Column names that were not text, such as 0, have become text: ``"0"``.
 
     Raises
     ------
     DataError
-        Where it is not a data frame or has no rows.
+        Where it is not a data frame, has no rows, or has columns of several levels.
+
+    Examples
+    --------
+    >>> check_frame({"x": [1, 2], 3: [4, 5]}).columns.tolist()
+    ['x', '3']
     """
-    if isinstance(frame, dict):
-        frame = pd.DataFrame(frame)
-    elif not isinstance(frame, pd.DataFrame) and hasattr(frame, "to_pandas"):
-        frame = frame.to_pandas()
+    if not isinstance(frame, pd.DataFrame):
+        try:
+            if isinstance(frame, dict):
+                frame = pd.DataFrame(frame)
+            elif hasattr(frame, "to_pandas"):
+                frame = frame.to_pandas()
+        except Exception as error:
+            raise DataError(f"'{what}' cannot be made a pandas DataFrame: {error}.") from error
     if not isinstance(frame, pd.DataFrame):
         raise DataError(f"'{what}' must be a pandas DataFrame, not {type(frame).__name__}.")
     if len(frame) == 0:
         raise DataError(f"'{what}' has no rows.")
+    if isinstance(frame.columns, pd.MultiIndex):
+        raise DataError(
+            f"'{what}' has columns of {frame.columns.nlevels} levels; give each column one name, such as "
+            "data.columns = ['_'.join(map(str, names)) for names in data.columns]."
+        )
+    if not all(isinstance(column, str) for column in frame.columns):
+        frame = frame.set_axis([str(column) for column in frame.columns], axis=1)
     return frame
 
 
@@ -64,9 +95,9 @@ def check_columns(frame: pd.DataFrame, names: Iterable[str], formula: str) -> No
     DataError
         Naming the column and the nearest existing one.
     """
-    columns = [str(column) for column in frame.columns]
-    for name in sorted(names):
-        if name not in frame.columns:
+    columns = list(frame.columns)
+    for name in sorted(set(names)):
+        if name not in columns:
             near = difflib.get_close_matches(name, columns, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else f" Columns: {', '.join(columns[:20])}."
             raise DataError(f"Column '{name}' of the formula {formula!r} is not in the data.{hint}")
@@ -97,26 +128,58 @@ def clean_column(series: pd.Series, name: str) -> pd.Series:
     """
     dtype = series.dtype
     if isinstance(dtype, pd.CategoricalDtype):
-        present = [c for c in dtype.categories if c in set(series.dropna())]
-        return _categorical(series.astype(object), present, name)
+        return _categorical(series.cat.remove_unused_categories(), name)
     if types.is_complex_dtype(dtype):
         raise DataError(f"Column '{name}' is complex; use its real part, imaginary part or modulus.")
     if types.is_datetime64_any_dtype(dtype) or types.is_timedelta64_dtype(dtype):
         raise DataError(f"Column '{name}' holds dates; turn it into numbers, such as days since a start.")
     if types.is_bool_dtype(dtype) or types.is_numeric_dtype(dtype):
-        return pd.Series(_to_float(series), index=series.index)
-    values = series.astype(object)
-    known = values[~pd.isna(values)]
-    if len(known) and all(isinstance(v, (int, float, np.number, np.bool_)) for v in known):
-        return pd.Series(_to_float(values), index=series.index)
-    if not all(isinstance(v, (str, bytes, int, float, bool, np.generic)) for v in known):
-        kinds = sorted({type(v).__name__ for v in known})
-        raise DataError(f"Column '{name}' holds {', '.join(kinds)}; use numbers or text labels.")
+        return pd.Series(_to_float(series, name), index=series.index)
     try:
-        levels = sorted(set(known))
+        codes, found = pd.factorize(series.astype(object).to_numpy(dtype=object))
+    except TypeError as error:
+        kinds = sorted({type(value).__name__ for value in series.dropna()})
+        raise DataError(f"Column '{name}' holds {', '.join(kinds)}; use numbers or text labels.") from error
+    if len(found) and all(isinstance(value, _NUMBERS) for value in found):
+        numbers = _to_float(pd.Series(found, dtype=object), name)
+        return pd.Series(np.append(numbers, np.nan)[codes], index=series.index)
+    if not all(isinstance(value, (*_NUMBERS, str, bytes)) for value in found):
+        kinds = sorted({type(value).__name__ for value in found})
+        raise DataError(f"Column '{name}' holds {', '.join(kinds)}; use numbers or text labels.")
+    order = ordered(found)
+    labels = pd.Categorical.from_codes(codes, pd.Index(found, dtype=object)).reorder_categories(
+        pd.Index(order, dtype=object)
+    )
+    return _categorical(pd.Series(labels, index=series.index), name)
+
+
+def ordered(labels: Iterable[Any]) -> list[Any]:
+    """Distinct labels in an order that does not depend on how the rows stand.
+
+    Parameters
+    ----------
+    labels : iterable
+        Distinct labels of any types.
+
+    Returns
+    -------
+    list
+        Sorted; labels that cannot be compared by type and text.
+
+    Examples
+    --------
+    >>> ordered([2, "b", 1, "a"])
+    [1, 2, 'a', 'b']
+    """
+    labels = list(labels)
+    kinds = {type(label) for label in labels}
+    try:
+        plain = all(issubclass(kind, (str, bytes, int, float)) for kind in kinds)
+        if plain or (len(kinds) == 1 and kinds <= _ORDERED):
+            return sorted(labels)
     except TypeError:
-        levels = list(dict.fromkeys(known))
-    return _categorical(values, levels, name)
+        pass
+    return sorted(labels, key=lambda label: (type(label).__name__, str(label), repr(label)))
 
 
 def missing_rows(frame: pd.DataFrame, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -157,10 +220,9 @@ def refuse_missing(masks: dict[str, np.ndarray], mend: str) -> None:
         return
     parts = []
     for name, mask in masks.items():
-        rows = ", ".join(map(str, np.flatnonzero(mask)[:5]))
-        parts.append(
-            f"'{name}' has {int(mask.sum())} missing values (rows {rows}{', ...' if mask.sum() > 5 else ''})"
-        )
+        count = int(mask.sum())
+        rows = ", ".join(map(str, np.flatnonzero(mask)[:5])) + (", ..." if count > 5 else "")
+        parts.append(f"'{name}' has {counted(count, 'missing value')} (rows {rows})")
     raise DataError(f"Column {'; '.join(parts)}. {mend}")
 
 
@@ -203,25 +265,35 @@ def refuse_infinite(values: np.ndarray, name: str) -> None:
     """
     count = int(np.isinf(values).sum())
     if count:
-        raise DataError(f"Column '{name}' has {count} infinite values; mend or remove them.")
+        raise DataError(f"Column '{name}' has {counted(count, 'infinite value')}; mend or remove them.")
 
 
-def _to_float(series: pd.Series) -> np.ndarray:
-    return series.astype(object).where(~pd.isna(series), np.nan).to_numpy(dtype=np.float64)
-
-
-def _categorical(values: pd.Series, levels: Sequence[Any], name: str) -> pd.Series:
-    texts = [text_of(level) for level in levels]
-    if len(set(texts)) < len(texts):
-        raise DataError(
-            f"Column '{name}' has different labels with the same text, such as 1 and '1'; rename them."
-        )
-    labels = values.map(lambda v: v if v is None or v is pd.NA or v != v else text_of(v))
-    return pd.Series(pd.Categorical(labels, categories=texts, ordered=True), index=values.index)
+def counted(number: int, noun: str) -> str:
+    """``"1 row"``, ``"2 rows"``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def text_of(label: Any) -> str:
     """A categorical label as text; 2.0 reads as "2"."""
-    if isinstance(label, float) and label.is_integer():
+    if isinstance(label, (float, np.floating)) and float(label).is_integer():
         return str(int(label))
-    return label.decode() if isinstance(label, bytes) else str(label)
+    return label.decode(errors="backslashreplace") if isinstance(label, bytes) else str(label)
+
+
+def _to_float(series: pd.Series, name: str) -> np.ndarray:
+    try:
+        return series.to_numpy(dtype=np.float64, na_value=np.nan)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"Column '{name}' cannot be read as numbers: {error}.") from error
+
+
+def _categorical(series: pd.Series, name: str) -> pd.Series:
+    """A categorical column whose levels are texts, in the same order."""
+    texts = [text_of(level) for level in series.cat.categories]
+    if len(set(texts)) < len(texts):
+        raise DataError(
+            f"Column '{name}' has different labels with the same text, such as 1 and '1'; rename them."
+        )
+    return series.cat.set_categories(series.cat.categories, ordered=True).cat.rename_categories(
+        pd.Index(texts, dtype=object)
+    )

@@ -1,0 +1,512 @@
+"""From arrays and tensors to the model's rows: images, embeddings, anything that a network takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pyro_armed import frames
+from pyro_armed.batch import Batch
+from pyro_armed.design import Encoded
+from pyro_armed.design._arrays import (
+    Rows,
+    checked_effects,
+    checked_groups,
+    group_order,
+    number_array,
+    response_column,
+    row_numbers,
+)
+from pyro_armed.design._encoded import (
+    encode_groups,
+    model_spec,
+    row_weights,
+    spec_from_config,
+    spec_to_config,
+)
+from pyro_armed.design._structure import effect_terms, linear_terms, network_terms, standardised
+from pyro_armed.effects import RandomEffects
+from pyro_armed.errors import ArgumentError, ArmedError, DataError, FileFormatError
+from pyro_armed.families import Family, Response, prepare_response
+from pyro_armed.groups import GroupIndex, group_labels
+from pyro_armed.spec import FEATURES, EffectBlock, Predictor, Term
+
+__all__ = ["ArrayDesign"]
+
+
+class ArrayDesign:
+    """The design of a model given by arrays: learned from training data, applied to any rows.
+
+    Parameters
+    ----------
+    x : array-like, shape (N, ...), or None
+        Inputs: NumPy array, tensor, data frame or nested lists. Without a network two-dimensional, one column
+        for each predictor, or None for a model without predictors.
+    y : array-like, shape (N,)
+        Responses.
+    groups : mapping of str to array-like, shape (N,)
+        Labels of each grouping factor.
+    family : Family
+        Response family.
+    random_effects : sequence of RandomEffects
+        What varies between groups. Factors of ``groups`` that none of them names are encoded too: an
+        adversary may use them.
+    network : bool
+        Whether x is the input of a network.
+    weights, offset : array-like, shape (N,), optional
+        Row weights; known values added to the predictor.
+    trials : int or array-like, shape (N,), optional
+        Trials of a binomial response.
+    columns : sequence of str, optional
+        Names of the columns of a two-dimensional x; default ``x0``, ``x1``, ... or a data frame's own.
+    standardize : bool
+        Whether columns of a two-dimensional x are centred and scaled for a network (0/1 columns are not).
+        Inputs of more dimensions are left alone. A linear predictor reports coefficients for x as given.
+    response_name : str
+        Name of the response in the posterior.
+    missing : {"error", "drop"}
+        What to do with rows that have missing values.
+    dtype : torch.dtype
+        Type of the tensors.
+
+    Attributes
+    ----------
+    spec : ModelSpec
+        The model's structure.
+    training : Encoded
+        The training rows.
+    shape : tuple of int or None
+        Shape of one row of x.
+
+    Raises
+    ------
+    DataError, ArgumentError
+        One sentence that names the argument and the mend.
+
+    Examples
+    --------
+    >>> import pyro_armed.families as families
+    >>> x, y = np.arange(6.0).reshape(6, 1), np.array([1.0, 2.0, 4.0, 3.0, 5.0, 7.0])
+    >>> site = ["a", "a", "a", "b", "b", "b"]
+    >>> gaussian = families.get("gaussian")
+    >>> design = ArrayDesign(x, y, {"site": site}, gaussian, [RandomEffects("site")], network=False)
+    >>> design.encode([[2.5]], {"site": ["c"]}).batch.codes
+    {'site': tensor([2])}
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any,
+        groups: Mapping[str, Any] | None,
+        family: Family,
+        random_effects: Sequence[RandomEffects],
+        *,
+        network: bool,
+        weights: Any = None,
+        offset: Any = None,
+        trials: Any = None,
+        columns: Sequence[str] | None = None,
+        standardize: bool = True,
+        response_name: str = "y",
+        missing: str = "error",
+        dtype: torch.dtype = torch.float64,
+    ):
+        if frames.check_policy(missing) == "indicator":
+            raise ArgumentError("missing='indicator' is for formulas; with arrays use 'error' or 'drop'.")
+        self.family, self.network, self.missing, self.dtype = family, network, missing, dtype
+        self.response_name, self.standardize = response_name, standardize
+        if columns is None and isinstance(x, pd.DataFrame):
+            columns = [str(name) for name in x.columns]
+        values = self._inputs(x)
+        self.shape = None if values is None else values.shape[1:]
+        self.columns = self._column_names(columns)
+        groups = checked_groups(groups)
+        self._effects = checked_effects(random_effects, groups, network, family)
+        self._slopes = [self._slope_columns(effects) for effects in self._effects]
+        rows = self._rows(
+            values, y, groups, {"weights": weights, "offset": offset, "trials": trials}, training=True
+        )
+        self._groups = {
+            name: GroupIndex.from_values(name, labels, group_order(groups[name], name))
+            for name, labels in rows.groups.items()
+        }
+        response = self._response(rows, training=True)
+        self.spec = model_spec(
+            family, response, self._predictors(rows), self._groups, weighted=weights is not None
+        )
+        self.training = self._encode(rows, response)
+
+    def describe(self) -> str:
+        """The arrays and effects in a line."""
+        inputs = (
+            "no inputs"
+            if self.shape is None
+            else f"inputs of shape (N{''.join(f', {n}' for n in self.shape)})"
+        )
+        effects = ", ".join(repr(effects) for effects in self._effects) or "no random effects"
+        return f"{self.response_name} from {inputs}; {effects}"
+
+    def encode(
+        self,
+        x: Any,
+        groups: Mapping[str, Any] | None = None,
+        y: Any = None,
+        *,
+        weights: Any = None,
+        offset: Any = None,
+        trials: Any = None,
+    ) -> Encoded:
+        """Encode new rows with what training taught.
+
+        Parameters
+        ----------
+        x : array-like, shape (M, ...), or None
+            Inputs, rows of the same shape as in training.
+        groups : mapping of str to array-like, shape (M,)
+            Labels of every grouping factor that has random effects; others may be left out.
+        y : array-like, shape (M,), optional
+            Responses.
+        weights, offset, trials : array-like, shape (M,), optional
+            As in training. The offset is needed where training had one, trials with a binomial ``y``.
+
+        Returns
+        -------
+        Encoded
+
+        Raises
+        ------
+        DataError
+            For other shapes than in training, missing values or labels, unknown or absent grouping factors.
+        """
+        values = self._inputs(x)
+        shape = None if values is None else values.shape[1:]
+        if shape != self.shape:
+            raise DataError(
+                f"x has {_rows_of(shape)}, in training it had {_rows_of(self.shape)}; give the same kind of "
+                "input."
+            )
+        groups = checked_groups(groups)
+        known = ", ".join(map(repr, self._groups)) or "none"
+        for name in groups:
+            if name not in self._groups:
+                raise DataError(f"groups has {name!r}, which training did not have (it had: {known}).")
+        for block in self.spec.blocks:
+            if block.group not in groups:
+                raise DataError(
+                    f"groups lacks {block.group!r}, which has random effects; give "
+                    f"groups={{{block.group!r}: labels}}."
+                )
+        if offset is None and self.spec.mu.offset:
+            raise DataError("The model was trained with an offset; give offset= for the new rows.")
+        if offset is not None and not self.spec.mu.offset:
+            raise DataError("The model was trained without an offset; leave offset= out.")
+        rows = self._rows(
+            values, y, groups, {"weights": weights, "offset": offset, "trials": trials}, training=False
+        )
+        return self._encode(rows, None if rows.y is None else self._response(rows, training=False))
+
+    # --- arguments ---------------------------------------------------------------------------------------
+
+    def _inputs(self, x: Any) -> np.ndarray | None:
+        """The inputs as an array of numbers, missing ones NaN."""
+        if x is None:
+            if self.network:
+                raise ArgumentError("A network needs inputs: x is None.")
+            return None
+        values = number_array(x, "x")
+        if values.ndim == 0:
+            raise DataError("x is a single number; give an array with one row for each observation.")
+        if values.ndim == 1:
+            raise DataError(
+                f"x has shape {values.shape}; give one row for each observation, such as x[:, None]."
+            )
+        if not self.network and values.ndim != 2:
+            raise DataError(f"x has shape {values.shape}; without a network it must be two-dimensional.")
+        if values.size == 0:
+            raise DataError(
+                f"x has shape {values.shape}, which is empty; give at least one row and one column."
+            )
+        if infinite := int(np.isinf(values).reshape(len(values), -1).any(axis=1).sum()):
+            raise DataError(
+                f"x has infinite values in {frames.counted(infinite, 'row')}; mend or remove them."
+            )
+        return values
+
+    def _column_names(self, columns: Sequence[str] | None) -> list[str]:
+        if self.shape is None or len(self.shape) != 1:
+            if columns is not None:
+                raise ArgumentError("columns= names the columns of a two-dimensional x; leave it out.")
+            return []
+        names = [f"x{i}" for i in range(self.shape[0])] if columns is None else list(columns)
+        if isinstance(columns, str) or not all(isinstance(name, str) and name for name in names):
+            raise ArgumentError("columns= must be a list of names, one for each column of x.")
+        if len(names) != self.shape[0]:
+            raise ArgumentError(
+                f"columns= has {len(names)} names and x has {frames.counted(self.shape[0], 'column')}."
+            )
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ArgumentError(f"columns= has the name {repeated[0]!r} twice; names must differ.")
+        return names
+
+    def _slope_columns(self, effects: RandomEffects) -> list[int]:
+        """Positions of the columns that have slopes."""
+        if effects.slopes is None or isinstance(effects.slopes, str):
+            return []
+        if not self.columns:
+            raise ArgumentError(
+                f"RandomEffects({effects.group!r}) has slopes on columns, which needs a two-dimensional x; "
+                "use slopes='features' or None."
+            )
+        positions = []
+        for column in effects.slopes:
+            if isinstance(column, str) and column in self.columns:
+                positions.append(self.columns.index(column))
+            elif (
+                isinstance(column, (int, np.integer))
+                and not isinstance(column, bool)
+                and 0 <= column < len(self.columns)
+            ):
+                positions.append(int(column))
+            else:
+                raise ArgumentError(
+                    f"RandomEffects({effects.group!r}) has a slope on {column!r}; x has the columns 0 to "
+                    f"{len(self.columns) - 1}: {', '.join(self.columns[:10])}."
+                )
+        if len(set(positions)) < len(positions):
+            raise ArgumentError(f"RandomEffects({effects.group!r}) has a slope twice; keep one.")
+        return positions
+
+    def _rows(
+        self,
+        x: np.ndarray | None,
+        y: Any,
+        groups: Mapping[str, Any],
+        others: Mapping[str, Any],
+        training: bool,
+    ) -> Rows:
+        """All row-wise arguments, of one length and without missing values."""
+        n_rows, what = (None, "") if x is None else (len(x), "x")
+        parts: dict[str, Any] = {}
+        if training and y is None:
+            raise DataError("y is None; give one response for each row.")
+        if y is not None:
+            parts["y"] = response_column(y, "y")
+        parts |= {
+            name: row_numbers(v, name) for name, v in others.items() if v is not None and np.ndim(v) > 0
+        }
+        labels = {name: group_labels(value, name) for name, value in groups.items()}
+        for name, values in [
+            *parts.items(),
+            *((f"group {name!r}", values) for name, values in labels.items()),
+        ]:
+            if n_rows is None:
+                n_rows, what = len(values), name
+            if len(values) != n_rows:
+                raise DataError(
+                    f"{what} has {frames.counted(n_rows, 'row')} and {name} has {len(values)}; give one for "
+                    "each row."
+                )
+        if not n_rows:
+            raise DataError("There are no rows: give x, y or groups with at least one row.")
+        for name in ("weights", "offset"):
+            if others[name] is not None and name not in parts:
+                raise DataError(f"{name} is a single number; give one for each row.")
+        if "trials" not in parts and others["trials"] is not None:
+            parts["trials"] = np.full(n_rows, float(number_array(others["trials"], "trials")))
+        return self._complete(
+            Rows(n_rows, x, parts.pop("y", None), labels, parts, np.arange(n_rows)), training
+        )
+
+    def _complete(self, rows: Rows, training: bool) -> Rows:
+        """The rows without missing values, or an error that counts them."""
+        masks = {} if rows.x is None else {"x": np.isnan(rows.x).reshape(rows.size, -1).any(axis=1)}
+        if rows.y is not None:
+            masks["y"] = pd.isna(rows.y).to_numpy(dtype=bool)
+        masks |= {name: np.isnan(values) for name, values in rows.others.items()}
+        if training:  # in new rows a missing label is always an error, `encode_groups` says so
+            masks |= {f"group {name!r}": pd.isna(labels) for name, labels in rows.groups.items()}
+        counts = [
+            f"{name} in {frames.counted(int(mask.sum()), 'row')}"
+            for name, mask in masks.items()
+            if mask.any()
+        ]
+        if not counts:
+            return rows
+        if self.missing == "error":
+            raise DataError(
+                f"Values are missing: {', '.join(counts)}. Fill them in, or leave these rows out (in "
+                "training with missing='drop')."
+            )
+        kept = np.flatnonzero(~np.any(list(masks.values()), axis=0))
+        if not len(kept):
+            raise DataError("Every row has a missing value; nothing is left to use.")
+        return rows.select(kept)
+
+    # --- the specification -------------------------------------------------------------------------------
+
+    def _response(self, rows: Rows, training: bool) -> Response:
+        trials = rows.others.get("trials")
+        levels = None if training else (list(self.spec.levels) or None)
+        return prepare_response(
+            self.family, rows.y, self.response_name, trials=trials, levels=levels, training=training
+        )
+
+    def _predictors(self, rows: Rows) -> list[Predictor]:
+        ordinal = self.family.response == "ordinal"
+        terms: tuple[Term, ...] = ()
+        if self.columns:
+            columns, labels = self._columns(rows), dict.fromkeys(self.columns, ())
+            terms = (
+                network_terms(columns, labels, self.standardize)
+                if self.network
+                else linear_terms(columns, labels, True)
+            )
+        blocks: dict[str, list[EffectBlock]] = {"mu": []}
+        for effects, slopes in zip(self._effects, self._slopes, strict=True):
+            blocks.setdefault(effects.parameter, []).append(self._block(effects, slopes, rows))
+        mu = Predictor(
+            "mu",
+            intercept=not ordinal,
+            terms=terms,
+            blocks=tuple(blocks.pop("mu")),
+            network=self.network,
+            features=self.network,
+            offset="offset" in rows.others,
+        )
+        return [
+            mu,
+            *(Predictor(p, intercept=True, terms=(), blocks=tuple(some)) for p, some in blocks.items()),
+        ]
+
+    def _block(self, effects: RandomEffects, slopes: Sequence[int], rows: Rows) -> EffectBlock:
+        names = [self.columns[position] for position in slopes]
+        columns = {name: values for name, values in self._columns(rows).items() if name in names}
+        features = effects.slopes == FEATURES
+        terms = effect_terms(
+            effects.intercept, {name: columns[name] for name in names}, dict.fromkeys(names, ()), features
+        )
+        return EffectBlock(
+            effects.group, terms, effects.correlated and not features and len(terms) > 1, effects.parameter
+        )
+
+    def _columns(self, rows: Rows) -> dict[str, np.ndarray]:
+        if not self.columns:
+            return {}
+        return {name: rows.x[:, [position]] for position, name in enumerate(self.columns)}  # type: ignore[index]
+
+    # --- rows as tensors ---------------------------------------------------------------------------------
+
+    def _encode(self, rows: Rows, response: Response | None) -> Encoded:
+        mu = self.spec.mu
+        common = np.empty((rows.size, 0)) if rows.x is None else rows.x
+        if self.columns:
+            common = standardised(mu.terms, self._columns(rows), rows.size)
+        slopes = {}
+        for block, positions in zip(self.spec.blocks, self._slopes, strict=True):
+            intercept = [np.ones((rows.size, 1))] * (block.terms[0].name == "1")
+            raw = np.empty((rows.size, 0)) if not positions else rows.x[:, positions]  # type: ignore[index]
+            slopes[block.key] = self._tensor(np.concatenate([*intercept, raw], axis=1))
+        codes, new_groups = encode_groups(self._groups, rows.groups)
+        trials = rows.others.get("trials") if response is None else response.trials
+        weights = rows.others.get("weights")
+        batch = Batch(
+            size=rows.size,
+            n_rows=rows.size,
+            inputs=self._tensor(common) if self.network else None,
+            columns={"mu": self._tensor(common)} if not self.network and mu.terms else {},
+            slopes=slopes,
+            codes=codes,
+            offsets={"mu": self._tensor(rows.others["offset"])} if mu.offset else {},
+            response=None if response is None else self._tensor(response.y),
+            trials=None if trials is None else self._tensor(trials),
+            weights=None if weights is None else self._tensor(row_weights(weights, "weights=")),
+        )
+        return Encoded(batch, new_groups, rows.index)
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        # A copy: the caller may go on writing to the array.
+        return torch.tensor(np.ascontiguousarray(values), dtype=self.dtype)
+
+    # --- files -------------------------------------------------------------------------------------------
+
+    def to_config(self) -> dict[str, Any]:
+        """A JSON-able description, enough to encode new rows.
+
+        Raises
+        ------
+        DataError
+            For labels that a file cannot keep.
+        """
+        return {
+            "network": self.network,
+            "missing": self.missing,
+            "standardize": self.standardize,
+            "response_name": self.response_name,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "shape": None if self.shape is None else list(self.shape),
+            "columns": self.columns,
+            "random_effects": [
+                {
+                    "group": e.group,
+                    "intercept": e.intercept,
+                    "correlated": e.correlated,
+                    "parameter": e.parameter,
+                }
+                | {"slopes": FEATURES if e.slopes == FEATURES else slopes or None}
+                for e, slopes in zip(self._effects, self._slopes, strict=True)
+            ],
+            "spec": spec_to_config(self.spec),
+        }
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        family: Family | None = None,
+        namespace: Mapping[str, Any] | None = None,
+    ) -> ArrayDesign:
+        """Rebuild from `to_config`.
+
+        Parameters
+        ----------
+        config : mapping
+            From `to_config`.
+        family : Family, optional
+            Needed where the family is the user's own.
+        namespace : mapping, optional
+            Not used; formulas have one.
+
+        Returns
+        -------
+        ArrayDesign
+            Without `training`.
+
+        Raises
+        ------
+        FileFormatError
+            Where something is missing.
+        """
+        self = cls.__new__(cls)
+        try:
+            self.spec = spec_from_config(config["spec"], family)
+            self.family, self.network, self.missing = self.spec.family, config["network"], config["missing"]
+            self.standardize, self.response_name = config["standardize"], config["response_name"]
+            self.dtype, self.columns = getattr(torch, config["dtype"]), list(config["columns"])
+            self.shape = None if config["shape"] is None else tuple(config["shape"])
+            self._effects = [RandomEffects(**effects) for effects in config["random_effects"]]
+            self._slopes = [self._slope_columns(effects) for effects in self._effects]
+            self._groups = {g.name: GroupIndex(g.name, g.labels, g.counts) for g in self.spec.groups}
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, ArmedError):
+                raise
+            raise FileFormatError(f"The stored design cannot be read: {error!r}") from error
+        return self
+
+
+def _rows_of(shape: tuple[int, ...] | None) -> str:
+    return "no inputs" if shape is None else f"rows of shape {shape}"

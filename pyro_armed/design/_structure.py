@@ -1,0 +1,199 @@
+"""From evaluated columns to the terms and effect blocks of a specification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pyro_armed.errors import DataError, FormulaError
+from pyro_armed.formula import GroupTerm
+from pyro_armed.spec import EffectBlock, Term, feature_term
+from pyro_armed.terms import CommonTerms
+
+__all__ = ["formula_block", "is_constant", "linear_terms", "network_terms", "refuse_repeated", "standardised"]
+
+Columns = Mapping[str, np.ndarray]
+Labels = Mapping[str, tuple[str, ...]]
+
+
+def is_constant(columns: np.ndarray) -> np.ndarray:
+    """Which columns have the same value in every row, but for rounding.
+
+    Parameters
+    ----------
+    columns : numpy.ndarray, shape (N, K)
+        Columns.
+
+    Returns
+    -------
+    numpy.ndarray of bool, shape (K,)
+    """
+    return columns.std(axis=0) <= 1e-12 * np.abs(columns).max(axis=0, initial=0.0)
+
+
+def _useless(columns: np.ndarray, constant: np.ndarray, intercept: bool) -> np.ndarray:
+    """Columns that are an intercept by another name, or nothing at all.
+
+    Zero columns beside others stay: an interaction of factors has one for each combination without rows.
+    """
+    zero = constant & (columns[0] == 0)
+    return (constant & ~zero & intercept) | (zero & zero.all())
+
+
+def linear_terms(values: Columns, labels: Labels, centered: bool) -> tuple[Term, ...]:
+    """Terms of a linear predictor.
+
+    Parameters
+    ----------
+    values : mapping of str to numpy.ndarray, shape (N, K)
+        Columns of each term.
+    labels : mapping of str to tuple of str
+        Their labels; empty for scalar terms.
+    centered : bool
+        Whether an intercept (or thresholds) takes up the columns' means.
+
+    Returns
+    -------
+    tuple of Term
+
+    Raises
+    ------
+    DataError
+        For constant columns beside an intercept.
+    """
+    terms = []
+    for name, columns in values.items():
+        scale = columns.std(axis=0)
+        constant = is_constant(columns)
+        useless = _useless(columns, constant, centered)
+        if useless.any():
+            label = f"{name}[{labels[name][int(useless.argmax())]}]" if labels[name] else name
+            raise DataError(
+                f"The predictor '{label}' has the same value in every row; leave it out of the formula."
+            )
+        scale[constant] = 1.0
+        center = columns.mean(axis=0) if centered else np.zeros(columns.shape[1])
+        terms.append(Term(name, tuple(center.tolist()), tuple(scale.tolist()), labels[name]))
+    return tuple(terms)
+
+
+def network_terms(values: Columns, labels: Labels, standardize: bool = True) -> tuple[Term, ...]:
+    """Inputs of a network: numbers are standardised, 0/1 columns stay (a rare dummy would become huge).
+
+    Parameters
+    ----------
+    values : mapping of str to numpy.ndarray, shape (N, K)
+        Columns of each term.
+    labels : mapping of str to tuple of str
+        Their labels; empty for scalar terms.
+    standardize : bool
+        Whether anything is done at all.
+
+    Returns
+    -------
+    tuple of Term
+    """
+    terms = []
+    for name, columns in values.items():
+        center, scale = columns.mean(axis=0), columns.std(axis=0)
+        plain = np.isin(columns, (0.0, 1.0)).all(axis=0) | (not standardize)
+        center[plain], scale[plain | is_constant(columns)] = 0.0, 1.0
+        terms.append(Term(name, tuple(center.tolist()), tuple(scale.tolist()), labels[name]))
+    return tuple(terms)
+
+
+def effect_terms(intercept: bool, values: Columns, labels: Labels, features: bool) -> tuple[Term, ...]:
+    """Terms of an effect block: raw columns, features last.
+
+    Parameters
+    ----------
+    intercept : bool
+        Whether groups have an intercept.
+    values : mapping of str to numpy.ndarray, shape (N, K)
+        Columns of each slope.
+    labels : mapping of str to tuple of str
+        Their labels; empty for scalar slopes.
+    features : bool
+        Whether the network's hidden activations have slopes.
+
+    Returns
+    -------
+    tuple of Term
+
+    Raises
+    ------
+    DataError
+        For a slope on a column that is constant beside an intercept, or zero.
+    """
+    terms = [Term("1", (0.0,), (1.0,))] if intercept else []
+    for name, columns in values.items():
+        constant = is_constant(columns)
+        useless = _useless(columns, constant, intercept)
+        if useless.any():
+            raise DataError(
+                f"The group-specific slope on '{name}' has the same value in every row; leave it out."
+            )
+        scale = np.where(constant, 1.0, columns.std(axis=0))
+        terms.append(Term(name, (0.0,) * columns.shape[1], tuple(scale.tolist()), labels[name]))
+    return (*terms, feature_term(0)) if features else tuple(terms)
+
+
+def formula_block(parameter: str, term: GroupTerm, effects: CommonTerms, values: Columns) -> EffectBlock:
+    """The effect block of one pair of bars.
+
+    Parameters
+    ----------
+    parameter : str
+        Whose predictor the effects enter.
+    term : GroupTerm
+        The bars.
+    effects : CommonTerms
+        Its evaluated left side.
+    values : mapping of str to numpy.ndarray, shape (N, K)
+        Training columns of ``effects``.
+
+    Returns
+    -------
+    EffectBlock
+
+    Raises
+    ------
+    FormulaError
+        Where nothing varies between the groups.
+    """
+    terms = effect_terms(effects.intercept, values, effects.labels, term.features)
+    group = ":".join(term.group)
+    if not terms:
+        raise FormulaError(f"The term (0 | {group}) has no effects; write (1 | {group}).")
+    correlated = term.correlated and not term.features and sum(t.size for t in terms) > 1
+    return EffectBlock(group, terms, correlated, parameter)
+
+
+def refuse_repeated(blocks: Sequence[EffectBlock]) -> None:
+    """Raise if an effect of a group is there twice.
+
+    Parameters
+    ----------
+    blocks : sequence of EffectBlock
+        All blocks of a model.
+
+    Raises
+    ------
+    FormulaError
+        Naming the effect.
+    """
+    seen = set()
+    for block in blocks:
+        for term in block.terms:
+            name = block.effect_name(term)
+            if name in seen:
+                raise FormulaError(f"The effect {name} stands twice in the formula; keep one of the terms.")
+            seen.add(name)
+
+
+def standardised(terms: Sequence[Term], values: Columns, n_rows: int) -> np.ndarray:
+    """Columns of all terms, centred and scaled, shape (N, K)."""
+    if not terms:
+        return np.empty((n_rows, 0))
+    return np.concatenate([(values[t.name] - np.array(t.center)) / np.array(t.scale) for t in terms], axis=1)
