@@ -157,7 +157,7 @@ def test_population_has_no_effect_of_the_new_group():
 def test_seen_groups_are_predicted_alike_in_each_mode(mode, kind):
     one, posterior = made()
     rows = mixed_rows()
-    seen = rows["g"].isin(["g0", "g3"]).to_numpy()
+    seen = rows["g"].isin(["g0", "g3"]).to_numpy(copy=True)
     found = predict(one, posterior, rows, mode, kind=kind)[..., seen]
     torch.testing.assert_close(found, predict(one, posterior, rows[seen], "error", kind=kind))
 
