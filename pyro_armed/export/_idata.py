@@ -1,0 +1,177 @@
+"""The ArviZ object of a fit, and that of predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pyro_armed.batch import Batch
+from pyro_armed.design import Encoded
+from pyro_armed.errors import ArgumentError
+from pyro_armed.export._parameters import posterior_dataset, prior_chain, sample_stats_dataset
+from pyro_armed.export._rows import WHOLE, constant_dataset, observed_dataset, pointwise
+from pyro_armed.export._running import check_chains
+from pyro_armed.export._tables import Table, row_labels, to_arviz, to_numpy, variable_name, whole_numbers
+from pyro_armed.module import OBSERVATIONS
+from pyro_armed.posterior import Posterior
+from pyro_armed.spec import ModelSpec
+
+__all__ = ["build_idata", "prediction_idata"]
+
+MAX_POINTWISE = 50_000_000
+
+
+def build_idata(
+    posterior: Posterior,
+    batch: Batch,
+    *,
+    index: Sequence[Any] | None = None,
+    seed: int = 0,
+    prior_draws: int = 500,
+    log_likelihood: bool | str = "auto",
+    attributes: Mapping[str, Any] | None = None,
+) -> Any:
+    """Everything that ArviZ may want to know about a fit.
+
+    Parameters
+    ----------
+    posterior : Posterior
+        Draws of all chains.
+    batch : Batch
+        The training rows, with their response.
+    index : sequence, optional
+        Labels of the rows; used as the ``__obs__`` coordinate if they are unique.
+    seed : int
+        Seed of the prior draws and of the predictive draws; the global random states are left alone.
+    prior_draws : int
+        Draws from the prior; 0 leaves the prior groups out.
+    log_likelihood : bool or "auto"
+        Whether to store ``log_likelihood`` and ``posterior_predictive``, which have chains x draws x rows
+        numbers each. ``"auto"``: unless that is more than 5e7. ``prior_predictive`` is left out where it is
+        as large, unless asked for with True.
+    attributes : mapping, optional
+        Written to the object and to each group, as is ``posterior.attributes``. Groups that were left out
+        are named in the attribute ``omitted_groups``.
+
+    Returns
+    -------
+    arviz.InferenceData or xarray.DataTree
+        Groups posterior, posterior_predictive, log_likelihood, sample_stats, prior, prior_predictive,
+        observed_data, constant_data.
+
+    Raises
+    ------
+    ArgumentError
+        For values that cannot be used.
+    """
+    if log_likelihood != "auto" and not isinstance(log_likelihood, bool):
+        raise ArgumentError(f"log_likelihood={log_likelihood!r} must be True, False or 'auto'.")
+    check_chains(posterior)
+    module = posterior.chains[0].module
+    omitted = []
+    groups = {"posterior": posterior_dataset(posterior)}
+    size = len(posterior.chains) * posterior.n_draws * batch.size
+    if log_likelihood is True or (log_likelihood == "auto" and size <= MAX_POINTWISE):
+        groups |= pointwise(posterior, batch, index=index, seed=seed)
+    else:
+        omitted += ["posterior_predictive", "log_likelihood"]
+    groups["sample_stats"] = sample_stats_dataset(posterior)
+    if prior_draws:
+        prior = Posterior([prior_chain(module, prior_draws, seed)])
+        groups["prior"] = posterior_dataset(prior)
+        if log_likelihood is True or prior_draws * batch.size <= MAX_POINTWISE:
+            groups |= pointwise(prior, batch, ("prior_predictive",), index=index, seed=seed)
+        else:
+            omitted.append("prior_predictive")
+    groups["observed_data"] = observed_dataset(module.spec, batch, index)
+    groups["constant_data"] = constant_dataset(module.spec, batch, index)
+    described = {**_description(module.spec), "seed": seed, **posterior.attributes, **(attributes or {})}
+    if omitted:
+        described["omitted_groups"] = ", ".join(omitted)
+    return to_arviz(groups, described)
+
+
+def prediction_idata(
+    spec: ModelSpec,
+    encoded: Encoded,
+    values: Tensor,
+    *,
+    kind: str,
+    mode: str,
+    seed: int,
+    index: Sequence[Any] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> Any:
+    """Predictions as an ArviZ object.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The model's structure.
+    encoded : Encoded
+        The rows.
+    values : Tensor, shape (chains, S, N) or (chains, S, N, K)
+        Predictions; K levels, or K predictors of a categorical response.
+    kind, mode, seed
+        How they were made; kept as attributes ``kind``, ``new_groups`` and ``seed``.
+    index : sequence, optional
+        Labels of the rows; by default their positions in what they came from.
+    attributes : mapping, optional
+        More of them.
+
+    Returns
+    -------
+    arviz.InferenceData or xarray.DataTree
+        Group ``predictions`` with one variable, named by the response. Group ``predictions_constant_data``
+        has the group labels of each row and in ``{group}_new_groups`` ``"seen"``, or ``mode`` for a group
+        that training did not have.
+    """
+    if index is None and len(encoded.index) == encoded.batch.size:
+        index = encoded.index.tolist()
+    table = Table(values.shape[0], values.shape[1], row_labels(index, encoded.batch.size))
+    dims: tuple[str, ...] = (OBSERVATIONS,)
+    if values.dim() == 4:
+        full = values.shape[-1] == len(spec.levels)
+        dims += (
+            table.dim(
+                f"{spec.response}_{'dim' if full else 'reduced_dim'}",
+                spec.levels if full else spec.levels[1:],
+            ),
+        )
+    whole = kind == "response" and spec.family.response in WHOLE
+    table.add(spec.response, dims, whole_numbers(values).numpy() if whole else to_numpy(values))
+    constant = constant_dataset(spec, encoded.batch, index, encoded.new_groups)
+    for name, codes in encoded.batch.codes.items():
+        status = np.where(codes.cpu().numpy() < spec.group(name).size, "seen", mode)
+        constant[variable_name(f"{name}_new_groups")] = (OBSERVATIONS, status)
+    how = {**_description(spec), "kind": kind, "new_groups": mode, "seed": seed, **(attributes or {})}
+    return to_arviz({"predictions": table.dataset(), "predictions_constant_data": constant}, how)
+
+
+def _description(spec: ModelSpec) -> dict[str, Any]:
+    packages = {
+        "inference_library_version": "pyro_armed",
+        "pyro_version": "pyro-ppl",
+        "torch_version": "torch",
+        "arviz_version": "arviz",
+    }
+    return {
+        "inference_library": "pyro_armed",
+        **{name: _version(package) for name, package in packages.items()},
+        "created_at": datetime.now(UTC).isoformat(),
+        "family": spec.family.name,
+        "link": spec.family.link.name,
+        "response": spec.response,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
