@@ -123,7 +123,8 @@ class GroupConditional:
             p.parameter: module.linear_predictor(p, values, batch, self.hidden, random=False)
             for p in module.spec.predictors
         }
-        base = torch.cat([self._as_columns(fixed[p], p).expand(size, -1, -1) for p in self.parameters], -1)
+        columns = [self._as_columns(fixed[p], p).expand(size, -1, -1) for p in self.parameters]
+        base = torch.cat(columns, -1) if columns else fixed["mu"].new_zeros(size, batch.size, 0)
         loadings = []
         for name in self.groups:
             parts = [self._loading(block, values, size) for block in self.blocks[name]]
@@ -133,19 +134,25 @@ class GroupConditional:
     def log_likelihood(self, problem: Problem, eta: Tensor) -> Tensor:
         """Weighted log density of each row, shape (S, N), at linear predictors (S, N, E)."""
         etas = dict(problem.fixed)
-        parts = eta.split([self.columns[p] for p in self.parameters], dim=-1)
+        parts = eta.split([self.columns[p] for p in self.parameters], dim=-1) if self.parameters else ()
         for parameter, part in zip(self.parameters, parts, strict=True):
             etas[parameter] = part if self._outputs(parameter) > 1 else part[..., 0]
         distribution = self.module.response_distribution(etas, problem.values, self.batch)
         log_prob = distribution.log_prob(self.batch.response)
         return log_prob if self.batch.weights is None else log_prob * self.batch.weights
 
+    def evidence(self, problem: Problem) -> Tensor:
+        """log p(y | theta) of a model without group effects, shape (S,)."""
+        return self.log_likelihood(problem, problem.base).sum(-1)
+
     def eta(self, problem: Problem, effects: list[Tensor]) -> Tensor:
         """Linear predictors (S, N, E) with effects z of each grouping factor."""
         eta = problem.base
         for name, loading, z in zip(self.groups, problem.loadings, effects, strict=True):
             gathered = z[:, self.batch.codes[name]]
-            eta = eta + (loading * gathered.unsqueeze(-1)).sum(2)
+            # A sum over a handful of effects is faster term by term than along a short axis.
+            for d in range(loading.shape[2]):
+                eta = eta + loading[:, :, d] * gathered[:, :, d, None]
         return eta
 
     def joint(self, problem: Problem, effects: list[Tensor]) -> Tensor:
@@ -265,23 +272,31 @@ class GroupConditional:
         weighted = [torch.einsum("snde,snef->sndf", loading, curvature) for loading in problem.loadings]
         rows = torch.einsum("sndf,snkf->sndk", weighted[0], problem.loadings[0])
         blocks = self._sum_by_group(0, rows)
-        primary = torch.linalg.cholesky(blocks + torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device))
+        blocks = blocks + torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
+        return self._eliminate(blocks, *self._dense_parts(problem, weighted))
+
+    @staticmethod
+    def _eliminate(blocks: Tensor, crossed: Tensor, dense: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Factor the Hessian from its blocks (S, C, D, D), crossed (S, C D, M) and dense (S, M, M) parts."""
+        primary = torch.linalg.cholesky(blocks)
         log_det = 2 * primary.diagonal(dim1=-2, dim2=-1).log().sum((-1, -2))
         size, groups, width = primary.shape[:3]
-        total = sum(self.counts[name] * self.widths[name] for name in self.groups[1:])
+        total = dense.shape[-1]
         if not total:
-            empty = primary.new_empty(size, groups * width, 0)
-            return primary, empty, primary.new_empty(size, 0, 0), log_det
-        crossed, dense = self._dense_parts(problem, weighted, total)
+            return primary, crossed, dense, log_det
         cross = torch.linalg.solve_triangular(primary, crossed.reshape(size, groups, width, total), upper=False)
         cross = cross.reshape(size, groups * width, total)
         rest = torch.linalg.cholesky(dense - cross.mT @ cross)
         log_det = log_det + 2 * rest.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return primary, cross, rest, log_det
 
-    def _dense_parts(self, problem: Problem, weighted: list[Tensor], total: int) -> tuple[Tensor, Tensor]:
+    def _dense_parts(self, problem: Problem, weighted: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Primary x rest (S, C D, M) and rest x rest (S, M, M) parts of the Hessian."""
         size = weighted[0].shape[0]
+        total = sum(self.counts[name] * self.widths[name] for name in self.groups[1:])
+        if not total:
+            empty = weighted[0].new_empty(size, self.counts[self.groups[0]] * self.widths[self.groups[0]], 0)
+            return empty, empty[:, :0]
         starts, offset = [0], 0
         for name in self.groups[1:]:
             starts.append(offset)
@@ -434,6 +449,10 @@ class GroupConditional:
 
     # --- shapes ------------------------------------------------------------------------------------------
 
+    def _factor(self, block: EffectBlock, values: Mapping[str, Tensor]) -> Tensor | None:
+        """Cholesky factor of a block's correlations, shape (S, K, K); None if its effects are independent."""
+        return values[corr_name(self.module.spec, block)][:, 0] if block.correlated else None
+
     def _outputs(self, parameter: str) -> int:
         return self.module.spec.n_predictors if parameter == "mu" else 1
 
@@ -450,7 +469,7 @@ class GroupConditional:
         outputs = self._outputs(block.parameter)
         sds = self.module.block_sds(block, values).expand(size, *self.module.block_sds(block, values).shape[1:])[:, 0]
         start = sum(self.columns[p] for p in self.parameters[: self.parameters.index(block.parameter)])
-        factor = values[corr_name(self.module.spec, block)][:, 0] if block.correlated else None
+        factor = self._factor(block, values)
         parts = []
         for r in range(outputs):
             tau = sds[..., r] if outputs > 1 else sds

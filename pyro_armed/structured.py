@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from pyro_armed.batch import Batch
-from pyro_armed.conditional import Effects, GroupConditional, Problem
+from pyro_armed.conditional import Effects, Hidden, Problem
 from pyro_armed.errors import ArgumentError
+from pyro_armed.gaussian_conditional import conditional_of
 from pyro_armed.global_space import GlobalSpace
 from pyro_armed.local import LocalPyroModule
 from pyro_armed.module import MixedEffectsModule, group_plate
 
 __all__ = ["StructuredGuide"]
 
-Hidden = tuple[Tensor, Tensor] | None
 _GLOBALS, _NOISE = "_globals", "_noise"
 
 
@@ -42,7 +42,7 @@ class StructuredGuide(LocalPyroModule):
     def __init__(self, module: MixedEffectsModule, data: Batch, hidden: Hidden = None):
         super().__init__()
         self.space = GlobalSpace(module, data)
-        self.conditional = GroupConditional(module, data, hidden)
+        self.conditional = conditional_of(module, data, hidden)
         size = self.space.size
         self.register_buffer("center", self.space.start.clone())
         self.register_buffer("scale", 0.1 * torch.eye(size, dtype=self.space.start.dtype))

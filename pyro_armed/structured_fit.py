@@ -22,6 +22,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_armed.gaussian_conditional import GaussianConditional
 from pyro_armed.importance import KHAT_LIMIT, effective_size, pareto_smooth, systematic_resample
 from pyro_armed.structured import StructuredGuide
 
@@ -92,7 +93,7 @@ def marginal(guide: StructuredGuide, theta: Tensor, order: int = 1) -> Tensor:
     conditional = guide.conditional
     problem = conditional.problem(values)
     if not conditional.groups:
-        return log_prior + conditional.log_likelihood(problem, problem.base).sum(-1)
+        return log_prior + conditional.evidence(problem)
     if order == 1:
         return log_prior + conditional.laplace(problem, conditional.solve(problem, guide.mode))
     with torch.no_grad():
@@ -272,9 +273,8 @@ def correct_globals(guide: StructuredGuide, draws: int, *, seed: int, oversample
 
 def quadrature_order(guide: StructuredGuide) -> int:
     """Nodes of quadrature that pay: none for a Gaussian response, crossed factors or many effects."""
-    conditional, family = guide.conditional, guide.conditional.module.spec.family
-    exact = family.name == "gaussian" and family.link.name == "identity"
-    if exact or len(conditional.groups) != 1:
+    conditional = guide.conditional
+    if isinstance(conditional, GaussianConditional) or len(conditional.groups) != 1:
         return 1
     width = conditional.widths[conditional.groups[0]]
     return {1: 9, 2: 3}.get(width, 1)
@@ -321,7 +321,8 @@ def _chunks(guide: StructuredGuide, theta: Tensor, order: int = 1) -> Iterator[T
     others = sum(conditional.counts[n] * conditional.widths[n] for n in conditional.groups[1:])
     first = conditional.groups[0] if conditional.groups else None
     dense = others * (others + (conditional.counts[first] * conditional.widths[first] if first else 0))
-    each = conditional.batch.size * width * max(width, 2) + dense
+    rows = conditional.counts[first] if isinstance(conditional, GaussianConditional) and first else conditional.batch.size
+    each = rows * width * max(width, 2) + dense
     yield from theta.split(max(1, _ELEMENTS // max(each, 1)))
 
 
@@ -375,11 +376,9 @@ def _choose(guide, problem, effects, candidates, generator):  # type: ignore[no-
         return [torch.randn(m.shape, generator=generator, dtype=m.dtype) for m in effects.mean]
 
     z = conditional.draw(effects, noise())
-    if len(conditional.groups) > 1:
+    if len(conditional.groups) > 1 or isinstance(conditional, GaussianConditional):
         return z, z[0].new_empty(z[0].shape[0], 0)
     ratio = conditional.by_group(problem, z) - conditional.density_by_group(effects, z)
-    if quadrature_order(guide) == 1 and guide.conditional.module.spec.family.name == "gaussian":
-        return z, ratio
     kept, best = z[0], ratio + _gumbel(ratio, generator)
     for _ in range(candidates - 1):
         other = conditional.draw(effects, noise())
