@@ -12,15 +12,6 @@ import torch
 from pyro_armed import frames
 from pyro_armed.batch import Batch
 from pyro_armed.design import Encoded
-from pyro_armed.design._arrays import (
-    Rows,
-    checked_effects,
-    checked_groups,
-    group_order,
-    number_array,
-    response_column,
-    row_numbers,
-)
 from pyro_armed.design._encoded import (
     encode_groups,
     model_spec,
@@ -28,11 +19,21 @@ from pyro_armed.design._encoded import (
     spec_from_config,
     spec_to_config,
 )
+from pyro_armed.design._rows import (
+    Rows,
+    checked_effects,
+    checked_groups,
+    column_names,
+    gather_rows,
+    group_order,
+    input_array,
+    slope_columns,
+)
 from pyro_armed.design._structure import effect_terms, linear_terms, network_terms, standardised
 from pyro_armed.effects import RandomEffects
 from pyro_armed.errors import ArgumentError, ArmedError, DataError, FileFormatError
 from pyro_armed.families import Family, Response, prepare_response
-from pyro_armed.groups import GroupIndex, group_labels
+from pyro_armed.groups import GroupIndex
 from pyro_armed.spec import FEATURES, EffectBlock, Predictor, Term
 
 __all__ = ["ArrayDesign"]
@@ -122,15 +123,14 @@ class ArrayDesign:
         self.response_name, self.standardize = response_name, standardize
         if columns is None and isinstance(x, pd.DataFrame):
             columns = [str(name) for name in x.columns]
-        values = self._inputs(x)
+        values = input_array(x, self.network)
         self.shape = None if values is None else values.shape[1:]
-        self.columns = self._column_names(columns)
+        self.columns = column_names(columns, self.shape)
         groups = checked_groups(groups)
         self._effects = checked_effects(random_effects, groups, network, family)
-        self._slopes = [self._slope_columns(effects) for effects in self._effects]
-        rows = self._rows(
-            values, y, groups, {"weights": weights, "offset": offset, "trials": trials}, training=True
-        )
+        self._slopes = [slope_columns(effects, self.columns) for effects in self._effects]
+        others = {"weights": weights, "offset": offset, "trials": trials}
+        rows = gather_rows(values, y, groups, others, training=True, drop=missing == "drop")
         self._groups = {
             name: GroupIndex.from_values(name, labels, group_order(groups[name], name))
             for name, labels in rows.groups.items()
@@ -183,7 +183,7 @@ class ArrayDesign:
         DataError
             For other shapes than in training, missing values or labels, unknown or absent grouping factors.
         """
-        values = self._inputs(x)
+        values = input_array(self._in_order(x), self.network)
         shape = None if values is None else values.shape[1:]
         if shape != self.shape:
             raise DataError(
@@ -205,147 +205,20 @@ class ArrayDesign:
             raise DataError("The model was trained with an offset; give offset= for the new rows.")
         if offset is not None and not self.spec.mu.offset:
             raise DataError("The model was trained without an offset; leave offset= out.")
-        rows = self._rows(
-            values, y, groups, {"weights": weights, "offset": offset, "trials": trials}, training=False
-        )
+        others = {"weights": weights, "offset": offset, "trials": trials}
+        rows = gather_rows(values, y, groups, others, training=False, drop=self.missing == "drop")
         return self._encode(rows, None if rows.y is None else self._response(rows, training=False))
 
-    # --- arguments ---------------------------------------------------------------------------------------
-
-    def _inputs(self, x: Any) -> np.ndarray | None:
-        """The inputs as an array of numbers, missing ones NaN."""
-        if x is None:
-            if self.network:
-                raise ArgumentError("A network needs inputs: x is None.")
-            return None
-        values = number_array(x, "x")
-        if values.ndim == 0:
-            raise DataError("x is a single number; give an array with one row for each observation.")
-        if values.ndim == 1:
-            raise DataError(
-                f"x has shape {values.shape}; give one row for each observation, such as x[:, None]."
-            )
-        if not self.network and values.ndim != 2:
-            raise DataError(f"x has shape {values.shape}; without a network it must be two-dimensional.")
-        if values.size == 0:
-            raise DataError(
-                f"x has shape {values.shape}, which is empty; give at least one row and one column."
-            )
-        if infinite := int(np.isinf(values).reshape(len(values), -1).any(axis=1).sum()):
-            raise DataError(
-                f"x has infinite values in {frames.counted(infinite, 'row')}; mend or remove them."
-            )
-        return values
-
-    def _column_names(self, columns: Sequence[str] | None) -> list[str]:
-        if self.shape is None or len(self.shape) != 1:
-            if columns is not None:
-                raise ArgumentError("columns= names the columns of a two-dimensional x; leave it out.")
-            return []
-        names = [f"x{i}" for i in range(self.shape[0])] if columns is None else list(columns)
-        if isinstance(columns, str) or not all(isinstance(name, str) and name for name in names):
-            raise ArgumentError("columns= must be a list of names, one for each column of x.")
-        if len(names) != self.shape[0]:
-            raise ArgumentError(
-                f"columns= has {len(names)} names and x has {frames.counted(self.shape[0], 'column')}."
-            )
-        if repeated := [name for name in names if names.count(name) > 1]:
-            raise ArgumentError(f"columns= has the name {repeated[0]!r} twice; names must differ.")
-        return names
-
-    def _slope_columns(self, effects: RandomEffects) -> list[int]:
-        """Positions of the columns that have slopes."""
-        if effects.slopes is None or isinstance(effects.slopes, str):
-            return []
-        if not self.columns:
-            raise ArgumentError(
-                f"RandomEffects({effects.group!r}) has slopes on columns, which needs a two-dimensional x; "
-                "use slopes='features' or None."
-            )
-        positions = []
-        for column in effects.slopes:
-            if isinstance(column, str) and column in self.columns:
-                positions.append(self.columns.index(column))
-            elif (
-                isinstance(column, (int, np.integer))
-                and not isinstance(column, bool)
-                and 0 <= column < len(self.columns)
-            ):
-                positions.append(int(column))
-            else:
-                raise ArgumentError(
-                    f"RandomEffects({effects.group!r}) has a slope on {column!r}; x has the columns 0 to "
-                    f"{len(self.columns) - 1}: {', '.join(self.columns[:10])}."
-                )
-        if len(set(positions)) < len(positions):
-            raise ArgumentError(f"RandomEffects({effects.group!r}) has a slope twice; keep one.")
-        return positions
-
-    def _rows(
-        self,
-        x: np.ndarray | None,
-        y: Any,
-        groups: Mapping[str, Any],
-        others: Mapping[str, Any],
-        training: bool,
-    ) -> Rows:
-        """All row-wise arguments, of one length and without missing values."""
-        n_rows, what = (None, "") if x is None else (len(x), "x")
-        parts: dict[str, Any] = {}
-        if training and y is None:
-            raise DataError("y is None; give one response for each row.")
-        if y is not None:
-            parts["y"] = response_column(y, "y")
-        parts |= {
-            name: row_numbers(v, name) for name, v in others.items() if v is not None and np.ndim(v) > 0
-        }
-        labels = {name: group_labels(value, name) for name, value in groups.items()}
-        for name, values in [
-            *parts.items(),
-            *((f"group {name!r}", values) for name, values in labels.items()),
-        ]:
-            if n_rows is None:
-                n_rows, what = len(values), name
-            if len(values) != n_rows:
-                raise DataError(
-                    f"{what} has {frames.counted(n_rows, 'row')} and {name} has {len(values)}; give one for "
-                    "each row."
-                )
-        if not n_rows:
-            raise DataError("There are no rows: give x, y or groups with at least one row.")
-        for name in ("weights", "offset"):
-            if others[name] is not None and name not in parts:
-                raise DataError(f"{name} is a single number; give one for each row.")
-        if "trials" not in parts and others["trials"] is not None:
-            parts["trials"] = np.full(n_rows, float(number_array(others["trials"], "trials")))
-        return self._complete(
-            Rows(n_rows, x, parts.pop("y", None), labels, parts, np.arange(n_rows)), training
-        )
-
-    def _complete(self, rows: Rows, training: bool) -> Rows:
-        """The rows without missing values, or an error that counts them."""
-        masks = {} if rows.x is None else {"x": np.isnan(rows.x).reshape(rows.size, -1).any(axis=1)}
-        if rows.y is not None:
-            masks["y"] = pd.isna(rows.y).to_numpy(dtype=bool)
-        masks |= {name: np.isnan(values) for name, values in rows.others.items()}
-        if training:  # in new rows a missing label is always an error, `encode_groups` says so
-            masks |= {f"group {name!r}": pd.isna(labels) for name, labels in rows.groups.items()}
-        counts = [
-            f"{name} in {frames.counted(int(mask.sum()), 'row')}"
-            for name, mask in masks.items()
-            if mask.any()
-        ]
-        if not counts:
-            return rows
-        if self.missing == "error":
-            raise DataError(
-                f"Values are missing: {', '.join(counts)}. Fill them in, or leave these rows out (in "
-                "training with missing='drop')."
-            )
-        kept = np.flatnonzero(~np.any(list(masks.values()), axis=0))
-        if not len(kept):
-            raise DataError("Every row has a missing value; nothing is left to use.")
-        return rows.select(kept)
+    def _in_order(self, x: Any) -> Any:
+        """A data frame with the columns in the order of training."""
+        if not isinstance(x, pd.DataFrame) or not self.columns:
+            return x
+        names = [str(name) for name in x.columns]
+        if sorted(names) == sorted(self.columns):
+            return x.set_axis(names, axis=1)[self.columns]
+        if self.columns != column_names(None, self.shape):
+            raise DataError(f"x has the columns {', '.join(names)}; training had {', '.join(self.columns)}.")
+        return x
 
     # --- the specification -------------------------------------------------------------------------------
 
@@ -499,7 +372,7 @@ class ArrayDesign:
             self.dtype, self.columns = getattr(torch, config["dtype"]), list(config["columns"])
             self.shape = None if config["shape"] is None else tuple(config["shape"])
             self._effects = [RandomEffects(**effects) for effects in config["random_effects"]]
-            self._slopes = [self._slope_columns(effects) for effects in self._effects]
+            self._slopes = [slope_columns(effects, self.columns) for effects in self._effects]
             self._groups = {g.name: GroupIndex(g.name, g.labels, g.counts) for g in self.spec.groups}
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, ArmedError):
