@@ -210,12 +210,16 @@ def mean_score(scores: ArrayLike, weights: ArrayLike | None = None) -> Estimate:
     >>> mean_score([1.0, 3.0])
     Estimate(value=2.0, se=1.0)
     """
-    values, w = _weighted(scores, weights)
-    value = float(w @ values)
-    n = len(values)
+    values = np.asarray(scores, dtype=np.float64)
+    w = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
+    values, w = values[w > 0.0], w[w > 0.0]
+    n, total = len(values), w.sum()
+    if not n:
+        return Estimate(math.nan, math.nan)
+    value = float(w @ values / total)
     if n < 2 or not math.isfinite(value):
         return Estimate(value, math.nan)
-    return Estimate(value, math.sqrt(n / (n - 1) * float((w**2) @ (values - value) ** 2)))
+    return Estimate(value, math.sqrt(n / (n - 1) * float(w**2 @ (values - value) ** 2)) / float(total))
 
 
 def rmse(squared_errors: ArrayLike, weights: ArrayLike | None = None) -> Estimate:
@@ -345,13 +349,3 @@ def _share_below(points: Floats, others: Floats, weights: Floats) -> Floats:
     left = cumulative[np.searchsorted(ranked, points, side="left")]
     right = cumulative[np.searchsorted(ranked, points, side="right")]
     return np.asarray((left + right) / (2.0 * cumulative[-1]))
-
-
-def _weighted(values: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, Floats]:
-    """Rows of positive weight, and weights that sum to one."""
-    scores = np.asarray(values, dtype=np.float64)
-    if weights is None:
-        return scores, np.full(len(scores), 1.0 / max(len(scores), 1))
-    w = np.asarray(weights, dtype=np.float64)
-    kept = w > 0.0
-    return scores[kept], w[kept] / w[kept].sum()

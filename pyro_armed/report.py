@@ -38,6 +38,13 @@ def describe_model(model: Any) -> str:
     str
         Formula, the model in mathematics, network, groups, priors on the data's scale, adversary, and how it
         was fitted.
+
+    Examples
+    --------
+    >>> import pyro_armed as pa
+    >>> data = pa.simulate.mixed_model(4, 10, seed=0)
+    >>> print(describe_model(pa.ARMED("y ~ x1 + (1 | group)", data.frame)).splitlines()[5])
+               eta_i = Intercept + beta[x1] x1_i + u[group(i)]
     """
     module: MixedEffectsModule = model.module
     spec = module.spec
@@ -234,7 +241,8 @@ def _fit(posterior: Posterior | None) -> list[str]:
     known = posterior.attributes
     how = str(known.get("inference", "posterior")).upper()
     guide = f", {known['guide']} guide" if "guide" in known else ""
-    line = f"{how}{guide}: {len(posterior.chains)} chains of {posterior.n_draws} draws"
+    chains = len(posterior.chains)
+    line = f"{how}{guide}: {chains} chain{'s' * (chains > 1)} of {posterior.n_draws} draws"
     lines = [line + (f", seed {known['seed']}" if "seed" in known else "")]
     if "elbo" in known:
         settled = "" if known.get("converged", True) else " (still rising: train longer)"
