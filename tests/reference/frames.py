@@ -83,7 +83,7 @@ def wine() -> pd.DataFrame:
 
 
 def yogurt() -> pd.DataFrame:
-    """2412 purchases of four brands by 100 households, with the shelf prices; dots in names are underscores."""
+    """2412 purchases by 100 households of four brands, with the shelf prices; names have _ for a dot."""
     raw = data("Ecdat", "Yogurt")
     frame = raw[["choice", "id"]].copy()
     for brand in ("dannon", "hiland", "weight", "yoplait"):

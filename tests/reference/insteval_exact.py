@@ -1,8 +1,9 @@
 """The crossed model of InstEval without a sampler: add the fit ``insteval`` to ``nuts.json``.
 
-Given the three sds, the posterior of ``y ~ service + (1 | s) + (1 | d)`` is Gaussian in its 4102 coefficients, so only
-the sds need Monte Carlo: importance sampling on their logarithms from a wide Student t at the mode, each draw weighed
-by the exact marginal density (students eliminated, then one Cholesky of lecturers and coefficients).
+Given the three sds, the posterior of ``y ~ service + (1 | s) + (1 | d)`` is Gaussian in its 4102
+coefficients, so only the sds need Monte Carlo: importance sampling on their logarithms from a wide Student t
+at the mode, each draw weighed by the exact marginal density (students eliminated, then one Cholesky of
+lecturers and coefficients).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Crossed:
         self.sy, self.fy = zs.T @ self.y, self.fixed.T @ self.y
 
     def solve(self, tau_s: float, tau_d: float, sigma: float) -> tuple[float, Any, np.ndarray, np.ndarray]:
-        """Log marginal likelihood, Cholesky and mean of (intercept, slope, lecturers), students' own precisions."""
+        """Log marginal likelihood; Cholesky and mean of (intercept, slope, lecturers); own precisions."""
         own = self.counts / sigma**2 + tau_s**-2
         prior = np.r_[self.prior_sd**-2, np.full(self.n_d, tau_d**-2)]
         weighted = sparse.diags(1 / own) @ self.cross / sigma**4
@@ -55,7 +56,7 @@ class Crossed:
     def log_density(self, logs: np.ndarray) -> float:
         """Log posterior density of the logarithms of the sds, up to a constant."""
         tau_s, tau_d, sigma = np.exp(logs)
-        prior = stats.t.logpdf(tau_s, 3, scale=2.5 * self.scale) + stats.t.logpdf(tau_d, 3, scale=2.5 * self.scale)
+        prior = stats.t.logpdf([tau_s, tau_d], 3, scale=2.5 * self.scale).sum()
         prior += stats.t.logpdf(sigma, 4, scale=self.scale)
         return self.solve(tau_s, tau_d, sigma)[0] + prior + logs.sum()
 
@@ -78,34 +79,34 @@ def describe(values: np.ndarray, weights: np.ndarray, ess: float) -> dict[str, f
     quantiles = np.interp([0.05, 0.5, 0.95], cumulative, values[order])
     mean = weights @ values
     out = {"mean": float(mean), "sd": float(np.sqrt(weights @ (values - mean) ** 2))}
-    return {**out, **dict(zip(("q5", "q50", "q95"), map(float, quantiles), strict=True)), "ess_bulk": round(ess)}
+    out.update(zip(("q5", "q50", "q95"), map(float, quantiles), strict=True))
+    return {**out, "ess_bulk": round(ess)}
 
 
-def main() -> None:
-    """Run the importance sampler and store the fit."""
-    frame = FRAMES["insteval"]()
-    s, s_labels = codes(frame["s"])
-    d, d_labels = codes(frame["d"])
-    y, x = frame["y"].to_numpy(float), frame["service"].to_numpy(float)
-    model = Crossed(y, x, s, d)
-    rng = np.random.default_rng(20261123)
-    start = time.perf_counter()
-    mode = optimize.minimize(lambda z: -model.log_density(z), np.log([0.325, 0.521, 1.178]), method="Nelder-Mead",
-                             options={"xatol": 1e-4, "fatol": 1e-3}).x
+def sample_sds(model: Crossed, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
+    """Logarithms of the three sds (draws, 3), their Pareto-smoothed weights and Pareto k-hat."""
+    mode = optimize.minimize(
+        lambda z: -model.log_density(z),
+        np.log([0.325, 0.521, 1.178]),
+        method="Nelder-Mead",
+        options={"xatol": 1e-4, "fatol": 1e-3},
+    ).x
     covariance = np.linalg.inv(-hessian(model.log_density, mode))
     proposal = stats.multivariate_t(mode, 1.1 * covariance, df=DF, seed=rng)
     logs = proposal.rvs(DRAWS)
-    logw = np.array([model.log_density(z) for z in logs]) - proposal.logpdf(logs)
-    smoothed, khat = az.psislw(logw)
-    w = np.exp(smoothed - smoothed.max())
-    w /= w.sum()
-    ess = float(1 / (w**2).sum())
+    smoothed, khat = az.psislw(np.array([model.log_density(z) for z in logs]) - proposal.logpdf(logs))
+    weights = np.exp(smoothed - smoothed.max())
+    return logs, weights / weights.sum(), float(khat)
 
-    kept = np.arange(0, len(s_labels), KEEP_S)
+
+def integrate(
+    model: Crossed, logs: np.ndarray, weights: np.ndarray, kept: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means and sds of (intercept, slope, lecturers, kept students); draws (S, INNER, 2) of the first two."""
     rows = model.cross[kept].toarray()
-    means = np.empty((DRAWS, 2 + model.n_d + len(kept)))
+    means = np.empty((len(logs), 2 + model.n_d + len(kept)))
     variances = np.empty_like(means)
-    fixed = np.empty((DRAWS, INNER, 2))
+    fixed = np.empty((len(logs), INNER, 2))
     for k, z in enumerate(logs):
         tau_s, tau_d, sigma = np.exp(z)
         _, chol, mean, own = model.solve(tau_s, tau_d, sigma)
@@ -114,32 +115,52 @@ def main() -> None:
         means[k] = np.r_[mean, (model.sy[kept] - rows @ mean) / a / sigma**2]
         variances[k] = np.r_[np.diag(inverse), 1 / a + ((rows @ inverse) * rows).sum(1) / a**2 / sigma**4]
         fixed[k] = rng.multivariate_normal(mean[:2], inverse[:2, :2], INNER)
-    centre = w @ means
-    sd = np.sqrt(w @ (variances + (means - centre) ** 2))
-    seconds = time.perf_counter() - start
+    centre = weights @ means
+    return centre, np.sqrt(weights @ (variances + (means - centre) ** 2)), fixed
 
-    inner = np.repeat(w, INNER) / INNER
-    flat = fixed.reshape(-1, 2)
+
+def main() -> None:
+    """Run the importance sampler and store the fit."""
+    frame = FRAMES["insteval"]()
+    s, s_labels = codes(frame["s"])
+    d, d_labels = codes(frame["d"])
+    y, x = frame["y"].to_numpy(float), frame["service"].to_numpy(float)
+    start = time.perf_counter()
+    model, rng = Crossed(y, x, s, d), np.random.default_rng(20261123)
+    logs, weights, khat = sample_sds(model, rng)
+    ess = float(1 / (weights**2).sum())
+    kept = np.arange(0, len(s_labels), KEEP_S)
+    centre, sd, fixed = integrate(model, logs, weights, kept, rng)
+
+    inner, slope = np.repeat(weights, INNER) / INNER, fixed[..., 1].ravel()
     parameters = {
-        "Intercept": describe(flat[:, 0] + y.mean() - flat[:, 1] * model.mean_x, inner, ess * INNER),
-        "service": describe(flat[:, 1], inner, ess * INNER),
-        **{name: describe(np.exp(logs[:, k]), w, ess)
-           for k, name in enumerate(("1|s_sigma", "1|d_sigma", "sigma"))},
+        "Intercept": describe(fixed[..., 0].ravel() + y.mean() - slope * model.mean_x, inner, ess * INNER),
+        "service": describe(slope, inner, ess * INNER),
     }
-    lecturers = slice(2, 2 + model.n_d, KEEP_D)
-    store("insteval", {
-        "formula": "y ~ service + (1 | s) + (1 | d)", "data": "insteval", "family": "gaussian", "n": len(y),
+    for k, name in enumerate(("1|s_sigma", "1|d_sigma", "sigma")):
+        parameters[name] = describe(np.exp(logs[:, k]), weights, ess)
+    students, lecturers = slice(2 + model.n_d, None), slice(2, 2 + model.n_d, KEEP_D)
+    effects = {
+        f"1|{group}": {"group": labels, "mean": centre[part].tolist(), "sd": sd[part].tolist()}
+        for group, labels, part in (("s", s_labels[::KEEP_S], students), ("d", d_labels[::KEEP_D], lecturers))
+    }
+    result = {
+        "formula": "y ~ service + (1 | s) + (1 | d)",
+        "data": "insteval",
+        "family": "gaussian",
+        "n": len(y),
         "groups": {"s": len(s_labels), "d": len(d_labels)},
-        "method": "importance sampling of the sds, coefficients and effects integrated out", "script": "insteval_exact.py",
-        "draws": DRAWS, "khat": round(float(khat), 3), "ess": round(ess), "seconds": round(seconds, 1),
+        "method": "importance sampling of the sds, coefficients and effects integrated out",
+        "script": "insteval_exact.py",
+        "draws": DRAWS,
+        "khat": round(khat, 3),
+        "ess": round(ess),
+        "seconds": round(time.perf_counter() - start, 1),
         "parameters": parameters,
-        "effects": {
-            "1|s": {"group": [s_labels[k] for k in kept], "mean": centre[2 + model.n_d:].tolist(),
-                    "sd": sd[2 + model.n_d:].tolist()},
-            "1|d": {"group": d_labels[::KEEP_D], "mean": centre[lecturers].tolist(), "sd": sd[lecturers].tolist()},
-        },
-    })
-    print("insteval", round(seconds, 1), "s", "khat", khat, "ess", ess)
+        "effects": effects,
+    }
+    store("insteval", result)
+    print("insteval", {key: result[key] for key in ("seconds", "khat", "ess")})
 
 
 if __name__ == "__main__":

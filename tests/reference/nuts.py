@@ -23,30 +23,32 @@ import numpy as np
 import numpyro
 from frames import FRAMES
 from layout import dump
+from numpyro.infer import MCMC, NUTS
 from nuts_models import Spec, conditional_effects, marginalised, sampled, statistics
 from nuts_specs import SPECS
-from numpyro.infer import MCMC, NUTS
 
 HERE = Path(__file__).parent
 KEPT = 170  # A grouping factor with more groups is thinned to fewer than this.
+SETTINGS = {"warmup": 1500, "draws": 4000, "accept": 0.9, "seed": 20261123}
+OWN_SETTINGS = {"grouseticks": {"accept": 0.98}, "yogurt": {"draws": 2500}}
 
 META = {
     "made": "2026-11-23",
     "script": "nuts.py",
     "priors": {
-        "notation": "s = sd(y) for a gaussian response, else 1; sx, sw = sd of a column as coded, dummies too; ddof=0",
+        "notation": "s = sd(y) if gaussian, else 1; sx, sw = sd of a column as coded, dummies too; ddof=0",
         "intercept": "at the mean of the columns: Normal(link(mean y), 2.5 s); reported at x = 0",
-        "link(mean y)": "gaussian mean(y); bernoulli logit of the success rate; binomial logit of total successes over "
-        "total trials; poisson log mean; categorical log of counts over the first level's",
+        "link(mean y)": "gaussian mean(y); bernoulli logit of the success rate; binomial logit of "
+        "total successes over total trials; poisson log mean; categorical 0 for every level",
         "coefficient": "Normal(0, 2.5 s / sx)",
         "group sd": "HalfStudentT(3, 2.5 s) for an intercept, HalfStudentT(3, 2.5 s / sw) for a slope",
         "correlation": "LKJ(1)",
         "sigma": "HalfStudentT(4, s)",
-        "threshold": "ordered, each Normal(0, 2.5) before the ordering; no intercept",
+        "threshold": "at the mean of the columns: ordered, Normal(0, 2.5) before the ordering; no intercept",
     },
-    "columns": "treatment dummies, baselines: urban N, livch 0, sector Public, period 1, YEAR 95, temp cold, contact "
-    "no, choice dannon; service is numeric 0/1",
-    "parameters": "mean, sd, 5/50/95 % quantiles; bulk and tail effective sample sizes, R-hat (rank-normalised)",
+    "columns": "treatment dummies, baselines: urban N, livch 0, sector Public, period 1, YEAR 95, temp cold, "
+    "contact no, choice dannon; service is numeric 0/1",
+    "parameters": "mean, sd, 5/50/95 % quantiles; bulk and tail effective sample size, R-hat",
     "effects": "posterior mean and sd per group; of a large grouping factor every k-th group",
 }
 
@@ -61,7 +63,8 @@ def flat(spec: Spec, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         out.update({f"{name}{level}": values[..., r] for r, level in enumerate(levels)})
 
     if "threshold" in draws:
-        out.update({f"threshold[{k}]": draws["threshold"][..., k] for k in range(draws["threshold"].shape[-1])})
+        cuts = np.moveaxis(draws["threshold"], -1, 0)
+        out.update({f"threshold[{k}]": values for k, values in enumerate(cuts)})
     else:
         add("Intercept", draws["Intercept"])
     for p, name in enumerate(spec.names):
@@ -83,9 +86,13 @@ def describe(values: np.ndarray) -> dict[str, float]:
     """Moments, quantiles and convergence of one parameter's draws (chains, draws)."""
     q5, q50, q95 = np.quantile(values, [0.05, 0.5, 0.95])
     return {
-        "mean": float(values.mean()), "sd": float(values.std(ddof=1)),
-        "q5": float(q5), "q50": float(q50), "q95": float(q95),
-        "ess_bulk": round(float(az.ess(values))), "ess_tail": round(float(az.ess(values, method="tail"))),
+        "mean": float(values.mean()),
+        "sd": float(values.std(ddof=1)),
+        "q5": float(q5),
+        "q50": float(q50),
+        "q95": float(q95),
+        "ess_bulk": round(float(az.ess(values))),
+        "ess_tail": round(float(az.ess(values, method="tail"))),
         "rhat": round(float(az.rhat(values)), 5),
     }
 
@@ -100,17 +107,27 @@ def effects(spec: Spec, moments: dict[str, tuple[np.ndarray, np.ndarray]]) -> di
             names = [f"{names[0]}[{level}]" for level in spec.levels[1:]]
         step = -(-len(group.labels) // KEPT)
         for k, name in enumerate(names):
-            out[name] = {"group": group.labels[::step], "mean": mean[::step, k].tolist(), "sd": sd[::step, k].tolist()}
+            out[name] = {
+                "group": group.labels[::step],
+                "mean": mean[::step, k].tolist(),
+                "sd": sd[::step, k].tolist(),
+            }
     return out
 
 
-def fit(name: str, spec: Spec, warmup: int, draws: int, seed: int, accept: float) -> dict[str, Any]:
+def fit(spec: Spec, warmup: int, draws: int, seed: int, accept: float) -> dict[str, Any]:
     """Run four chains and describe them."""
     closed = spec.family == "gaussian"
     stats = statistics(spec) if closed else {}
     model = partial(marginalised, spec, stats) if closed else partial(sampled, spec)
-    mcmc = MCMC(NUTS(model, target_accept_prob=accept, max_tree_depth=10), num_warmup=warmup, num_samples=draws,
-                num_chains=4, chain_method="vectorized", progress_bar=False)
+    mcmc = MCMC(
+        NUTS(model, target_accept_prob=accept, max_tree_depth=10),
+        num_warmup=warmup,
+        num_samples=draws,
+        num_chains=4,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
     start = time.perf_counter()
     mcmc.run(jax.random.PRNGKey(seed), extra_fields=("diverging", "num_steps"))
     samples = {key: np.asarray(value) for key, value in mcmc.get_samples(group_by_chain=True).items()}
@@ -125,18 +142,32 @@ def fit(name: str, spec: Spec, warmup: int, draws: int, seed: int, accept: float
         chains = {group.name: samples[f"{group.name}_u"] for group in spec.groups}
         moments = {key: (u.mean((0, 1)), u.std((0, 1))) for key, u in chains.items()}
         diagnosed = az.convert_to_dataset(chains)
-        worst = {"effects_max_rhat": round(max(float(v.max()) for v in az.rhat(diagnosed).values()), 5),
-                 "effects_min_ess_bulk": round(min(float(v.min()) for v in az.ess(diagnosed).values()))}
+        worst = {
+            "effects_max_rhat": round(max(float(v.max()) for v in az.rhat(diagnosed).values()), 5),
+            "effects_min_ess_bulk": round(min(float(v.min()) for v in az.ess(diagnosed).values())),
+        }
     out = {
-        "formula": spec.formula, "data": spec.data, "family": spec.family, "n": len(spec.y),
+        "formula": spec.formula,
+        "data": spec.data,
+        "family": spec.family,
+        "n": len(spec.y),
         "groups": {group.name: len(group.labels) for group in spec.groups},
         "method": "NUTS, effects integrated out" if closed else "NUTS, effects non-centred",
-        "note": spec.note, "chains": 4, "warmup": warmup, "draws": draws, "target_accept": accept, "seed": seed,
-        "divergences": int(extra["diverging"].sum()), "steps": round(float(extra["num_steps"].mean()), 1),
+        "note": spec.note,
+        "chains": 4,
+        "warmup": warmup,
+        "draws": draws,
+        "target_accept": accept,
+        "seed": seed,
+        "divergences": int(extra["diverging"].sum()),
+        "steps": round(float(extra["num_steps"].mean()), 1),
         "max_rhat": max(p["rhat"] for p in parameters.values()),
         "min_ess_bulk": min(p["ess_bulk"] for p in parameters.values()),
-        "min_ess_tail": min(p["ess_tail"] for p in parameters.values()), **worst,
-        "seconds": round(seconds, 1), "parameters": parameters, "effects": effects(spec, moments),
+        "min_ess_tail": min(p["ess_tail"] for p in parameters.values()),
+        **worst,
+        "seconds": round(seconds, 1),
+        "parameters": parameters,
+        "effects": effects(spec, moments),
     }
     return {key: value for key, value in out.items() if value is not None}
 
@@ -155,9 +186,8 @@ def store(name: str, result: dict[str, Any]) -> None:
 def main() -> None:
     """Sample the models named on the command line, or all of them."""
     numpyro.enable_x64()
-    warmup, draws = int(os.environ.get("WARMUP", 1500)), int(os.environ.get("DRAWS", 4000))
     for name in sys.argv[1:] or SPECS:
-        result = fit(name, SPECS[name](), warmup, draws, 20261123, float(os.environ.get("ACCEPT", 0.9)))
+        result = fit(SPECS[name](), **{**SETTINGS, **OWN_SETTINGS.get(name, {})})
         store(name, result)
         keys = ("seconds", "divergences", "steps", "max_rhat", "min_ess_bulk", "min_ess_tail")
         print(name, {key: result[key] for key in keys}, flush=True)

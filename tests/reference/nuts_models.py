@@ -1,7 +1,7 @@
 """Linear mixed models with the library's default priors, written in NumPyro and independent of the library.
 
-Two forms: :func:`sampled` samples every random effect; :func:`marginalised`, for a Gaussian response, integrates the
-random effects out in closed form, and :func:`conditional_effects` puts them back.
+Two forms: :func:`sampled` samples every random effect; :func:`marginalised`, for a Gaussian response,
+integrates the random effects out in closed form, and :func:`conditional_effects` puts them back.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Spec:
         """The s of the priors: sd of a Gaussian response, else 1."""
         return float(self.y.std()) if self.family == "gaussian" else 1.0
 
-    def location(self) -> Any:
+    def location(self) -> float:
         """Link of the mean response: the prior mean of the centred intercept."""
         y = self.y
         if self.family == "gaussian":
@@ -63,8 +63,7 @@ class Spec:
         if self.family == "poisson":
             return float(np.log(y.mean()))
         if self.family == "categorical":
-            counts = np.bincount(y)
-            return np.log(counts[1:] / counts[0])
+            return 0.0
         rate = y.sum() / (self.trials.sum() if self.trials is not None else len(y))
         return float(np.log(rate / (1 - rate)))
 
@@ -88,7 +87,7 @@ def _group_prior(group: Group, s: float, responses: int) -> Any:
 
 
 def _effects(group: Group, s: float, responses: int) -> jax.Array:
-    """Sample the effects of a grouping factor: shape (C, K), or (C, R) if there are R > 1 linear predictors."""
+    """Sample a grouping factor's effects: (C, K), or (C, R) if there are R > 1 linear predictors."""
     factor = _group_prior(group, s, responses)
     size = responses if responses > 1 else factor.shape[0]
     shape = (len(group.labels), size)
@@ -155,9 +154,9 @@ def sampled(spec: Spec) -> None:
 
 
 def statistics(spec: Spec) -> dict[str, np.ndarray]:
-    """Sums over the rows of each group: W'W (C, K, K), W'D (C, K, P + 1), W'y (C, K); over all rows D'D, D'y, y'y.
+    """Sums over each group's rows: W'W (C, K, K), W'D (C, K, P + 1), W'y (C, K); over all rows D'D, D'y, y'y.
 
-    Several grouping factors count as a single group (C = 1) whose K columns are the indicators of all their groups.
+    Several grouping factors count as a single group (C = 1) whose K columns are all their groups' indicators.
     """
     if len(spec.groups) == 1:
         w, index, count = spec.groups[0].design(), spec.groups[0].codes, len(spec.groups[0].labels)
@@ -183,7 +182,7 @@ def statistics(spec: Spec) -> dict[str, np.ndarray]:
 
 
 def _factor(spec: Spec) -> jax.Array:
-    """Cholesky factor (K, K) of the covariance of the effects that belong to one group of :func:`statistics`."""
+    """Cholesky factor (K, K) of the covariance of the effects of one group of :func:`statistics`."""
     factors = [_group_prior(group, spec.scale, 1) for group in spec.groups]
     if len(factors) == 1:
         return factors[0]
@@ -192,7 +191,7 @@ def _factor(spec: Spec) -> jax.Array:
 
 
 def marginalised(spec: Spec, stats: dict[str, np.ndarray]) -> None:
-    """Gaussian response: the effects of one or several small grouping factors are integrated out (Woodbury)."""
+    """Gaussian response, effects integrated out (Woodbury): one grouping factor, or several small ones."""
     intercept, beta = _fixed(spec)
     b = jnp.concatenate([jnp.atleast_1d(intercept - spec.y.mean()), beta])
     factor = numpyro.deterministic("factor", _factor(spec))
@@ -210,10 +209,12 @@ def marginalised(spec: Spec, stats: dict[str, np.ndarray]) -> None:
 def conditional_effects(
     spec: Spec, stats: dict[str, np.ndarray], draws: dict[str, np.ndarray]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Posterior mean and sd (C, K) of each factor's integrated effects, from their exact conditional law at each draw."""
+    """Posterior mean and sd (C, K) of the integrated effects, from their exact law given each draw."""
 
     @jax.jit
-    def one(centred: jax.Array, beta: jax.Array, factor: jax.Array, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def one(
+        centred: jax.Array, beta: jax.Array, factor: jax.Array, sigma: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         b = jnp.concatenate([jnp.atleast_1d(centred - spec.y.mean()), beta])
         inner = jnp.eye(factor.shape[0]) + factor.T @ stats["ww"] @ factor / sigma**2
         cov = factor @ jnp.linalg.inv(inner) @ factor.T
@@ -223,11 +224,12 @@ def conditional_effects(
     total, square, inside = 0.0, 0.0, 0.0
     beta = draws.get("beta", np.zeros((len(draws["sigma"]), 0)))
     values = zip(draws["centred"], beta, draws["factor"], draws["sigma"], strict=True)
-    for index, value in enumerate(values, 1):
+    for value in values:
         mean, variance = one(*value)
         total, square, inside = total + mean, square + mean**2, inside + variance
-    average = total / index
-    mean, sd = np.asarray(average), np.asarray(jnp.sqrt(inside / index + square / index - average**2))
+    count = len(draws["sigma"])
+    average = total / count
+    mean, sd = np.asarray(average), np.asarray(jnp.sqrt((inside + square) / count - average**2))
     if len(spec.groups) == 1:
         return {spec.groups[0].name: (mean, sd)}
     bounds = np.cumsum([len(group.labels) for group in spec.groups])[:-1]
