@@ -188,6 +188,11 @@ def describe_terms(text: str) -> list[Any]:
         description = model_description(text)
     except Exception as error:  # formulae raises its own and whatever a half-read formula leads to
         reason = str(error).strip(" .")
+        if isinstance(error, AttributeError) and "callee" in reason:  # a known fault of formulae
+            raise FormulaError(
+                f"The formula part {text!r} calls a function twice, once on the result of another function "
+                "and once not, which formulae cannot compare; compute one of the columns in the data."
+            ) from error
         hint = " Put unusual column names in backticks, such as `my column`." * ("character" in reason)
         raise FormulaError(f"The formula part {text!r} cannot be read: {reason}.{hint}") from error
     if description.group_terms:

@@ -49,6 +49,13 @@ def group_labels(values: Any, name: str) -> np.ndarray:
         codes, found = pd.factorize(column)
     except (TypeError, ValueError) as error:
         raise DataError(_unhashable(column, name)) from error
+    if isinstance(column, np.ndarray) and column.dtype == object:
+        kinds = set(map(type, column))
+        truths = {kind for kind in kinds if issubclass(kind, (bool, np.bool_))}
+        if truths and any(issubclass(kind, (int, float, np.number)) for kind in kinds - truths):
+            raise DataError(
+                f"Group '{name}' mixes True or False with numbers, of which True is 1; use one kind."
+            )
     labels = np.empty(len(found) + 1, dtype=object)
     for code, label in enumerate(found):
         labels[code] = label = _plain(label)

@@ -11,6 +11,7 @@ import contextlib
 import io
 import itertools
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import reduce
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from formulae import model_description
-from formulae.categorical import ENCODINGS
+from formulae.categorical import ENCODINGS, CategoricalBox
 from formulae.environment import Environment
 from formulae.terms.call_resolver import get_function_from_module
 from formulae.transforms import TRANSFORMS
@@ -131,7 +132,12 @@ class CommonTerms:
     def __init__(self, text: str, frame: pd.DataFrame, namespace: Mapping[str, Any] | None = None):
         environment = Environment([{**SAFE_NAMESPACE, **(namespace or {})}])
         with _translated(text):
+            components(text)  # for its sentences about what cannot be read
             description = model_description(text)
+            for term in description.common_terms:
+                # In `a / x` formulae lets two terms share a factor, and the second overwrites its contrasts.
+                if hasattr(term, "components"):
+                    term.components = deepcopy(term.components)
             description.eval(frame, environment)
             plans = [_learned(term) for term in description.common_terms]
             sources = [part for term in description.common_terms for part in getattr(term, "components", ())]
@@ -242,8 +248,10 @@ class CommonTerms:
             needed = {part.component for plan in self._plans for part in plan.parts}
             if not (needed | set(state["transforms"])) <= known:
                 raise FileFormatError(f"The stored terms of {text!r} are not those of the formula.")
-            for name, some in state["transforms"].items():
-                self._restore_transforms(name, [_decode(one) for one in some])
+            for name, component in self._components.items():
+                if hasattr(component, "call"):
+                    stored = state["transforms"].get(name, [])
+                    self._restore_transforms(name, [_decode(one) for one in stored])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, ArmedError):
                 raise
@@ -277,13 +285,10 @@ class CommonTerms:
                     f"{counted(len(frame), 'row')}; a term gives one value for each row."
                 )
             return array.reshape(len(frame), -1)
-        labels = pd.Series(
-            np.asarray(getattr(values, "data", values) if hasattr(values, "contrast") else values)
-        )
-        codes = pd.Categorical(labels, categories=pd.Index(part.levels, dtype=object)).codes
+        codes, labels = _codes(values, part.levels)
         if (codes < 0).any():
             if unseen_levels == "error":
-                unseen = ", ".join(map(repr, ordered(labels[codes < 0].unique())[:5]))
+                unseen = ", ".join(map(repr, ordered(set(labels[codes < 0]))[:5]))
                 raise DataError(
                     f"The term '{part.component}' has levels that training did not have: {unseen}. "
                     "Pass unseen_levels='baseline' to read them as the first level."
@@ -388,6 +393,19 @@ def _transform_states(sources: Any) -> dict[str, list[dict[str, Any]]]:
         if found:
             states[component.name] = found
     return states
+
+
+def _codes(values: Any, levels: tuple[Any, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of labels among the levels, -1 for others, and the labels."""
+    if isinstance(values, CategoricalBox):
+        values = values.data
+    dtype = getattr(values, "dtype", None)
+    if isinstance(dtype, pd.CategoricalDtype) and tuple(dtype.categories) == levels:
+        codes = pd.Series(values).cat.codes.to_numpy()
+        if (codes >= 0).all():
+            return codes, codes
+    labels = np.asarray(values, dtype=object)
+    return pd.Index(levels, dtype=object).get_indexer(pd.Index(labels, dtype=object)), labels
 
 
 def _products(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -232,6 +232,10 @@ def decompose_formula(parsed: ParsedFormula, names: Sequence[str]) -> ParsedForm
                 f"within_between splits '{name}', which must be a common effect by itself in the formula "
                 f"(not inside a function): add + {quote(name)}."
             )
+        if taken := {name + WITHIN, name + BETWEEN} & plain:
+            raise FormulaError(
+                f"within_between makes a column '{min(taken)}', which the formula uses already; leave it out."
+            )
         within, between = quote(name + WITHIN), quote(name + BETWEEN)
         common = _replaced(common, name, f"({within} + {between})")
         effects = [_replaced(text, name, within) for text in effects]
