@@ -2,9 +2,8 @@
 
 from pyro_armed import datasets, families, networks, priors, simulate
 from pyro_armed.adversary import Adversary
-from pyro_armed.armed import ARMED
+from pyro_armed.armed import ARMED, load
 from pyro_armed.effects import RandomEffects
-from pyro_armed.files import load
 
 __version__ = "0.1.0"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 from torch.distributions import Distribution
 
-from pyro_armed import families
+from pyro_armed import families, files
 from pyro_armed.adversary import Adversary
 from pyro_armed.arrays import ArrayDesign
 from pyro_armed.building import NetworkPlan, build_module
@@ -26,7 +27,7 @@ from pyro_armed.posterior import Posterior
 from pyro_armed.predict import predict_draws
 from pyro_armed.report import describe_model, render_graph
 
-__all__ = ["ARMED"]
+__all__ = ["ARMED", "load"]
 
 
 class ARMED:
@@ -206,7 +207,7 @@ class ARMED:
         if network is not None:
             self._plan = NetworkPlan.inspect(network, design.spec, data, last_layer)
             data = replace(data, inputs=data.inputs.to(self._plan.dtype))  # type: ignore[union-attr]
-        self._training = replace(design.training, batch=data)
+        self._training: Encoded | None = replace(design.training, batch=data)
         self.spec = design.spec if self._plan is None else self._plan.complete(design.spec)
         self._module = build_module(self.spec, self._user_priors, self._plan, data, seed=0)
         self._guide: Any = None
@@ -276,6 +277,10 @@ class ARMED:
         A restart redraws the weights of `networks` and of networks made by a function. A module of the
         user's own keeps the weights that it came with (it may be pretrained).
         """
+        if self._training is None:
+            raise NotFittedError(
+                "A model from a file has its posterior but not the training rows; make a new ARMED to fit again."
+            )
         settings = InferenceSettings(
             inference=inference,
             guide=guide,
@@ -385,6 +390,30 @@ class ARMED:
         encoded = self._encode(data, groups, y, response=True, unseen_levels=unseen_levels)
         return evaluate(posterior, encoded, new_groups, seed=seed)
 
+    # --- files -------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model to one file, which holds numbers and JSON and nothing that could run.
+
+        Training rows are not stored, except for what ``.idata`` shows of them: responses, group labels,
+        pointwise log likelihoods and predictive draws.
+
+        Parameters
+        ----------
+        path : path-like
+            Where to. A file that stands there is replaced once the new one is complete.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        ArgumentError, FormulaError, DataError
+            For priors, transforms, labels and arrays that a file cannot keep.
+        FileNotFoundError
+            Where the folder does not exist.
+        """
+        files.save(self, path)
+
     # --- what there is -----------------------------------------------------------------------------------
 
     @property
@@ -396,7 +425,10 @@ class ARMED:
     def guide(self) -> Any:
         """The Pyro guide of the same restart."""
         if self._guide is None:
-            raise NotFittedError("The guide exists after fit(inference='svi').")
+            raise NotFittedError(
+                "The guide exists after fit(inference='svi'); a file keeps a mean-field guide only, as the "
+                "structured one is made of the training rows."
+            )
         return self._guide
 
     @property
@@ -447,6 +479,61 @@ class ARMED:
         if response and y is None:
             raise ArgumentError("A model from arrays needs the responses: evaluate(x, y, groups=...).")
         return self._design.encode(data, groups, y)
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    network: Any = None,
+    family: Family | type[Family] | None = None,
+    namespace: Mapping[str, Any] | None = None,
+) -> ARMED:
+    """Read a model that `ARMED.save` wrote. Nothing in the file is run.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    network : nn.Module or callable, optional
+        A network like the one that was saved, or a function that makes one, where it was the user's own.
+        Its weights are replaced in a copy.
+    family : Family, optional
+        The response family, where it was the user's own.
+    namespace : mapping, optional
+        The functions that the formula uses, where they are the user's own.
+
+    Returns
+    -------
+    ARMED
+        Predicts as the saved model did; it has no training rows, so that it cannot be fitted again.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no such file.
+    FileFormatError
+        For files that are truncated, damaged, foreign, or of another version, and for weights that do not fit
+        the network.
+    ArgumentError
+        Where the network, family or namespace is needed, or is not.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import pyro_armed as pa
+    >>> data = pa.simulate.mixed_model(4, 10, seed=0)
+    >>> model = pa.ARMED("y ~ x1 + (1 | group)", data.frame)
+    >>> _ = model.fit(restarts=1, draws=10, progressbar=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "model.armed"
+    ...     model.save(path)
+    ...     loaded = pa.load(path)
+    >>> loaded.formula
+    'y ~ x1 + (1 | group)'
+    """
+    model = ARMED.__new__(ARMED)
+    files.restore(model, path, network=network, family=family, namespace=namespace)
+    return model
 
 
 def _weights_column(data: Any, weights: Any) -> tuple[Any, str | None]:

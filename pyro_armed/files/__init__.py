@@ -1,0 +1,8 @@
+"""Models in files that hold numbers and JSON, and nothing that could run.
+
+One safetensors file: all tensors and arrays, and in its header's metadata a JSON description of the rest.
+"""
+
+from pyro_armed.files._model import restore, save
+
+__all__ = ["restore", "save"]
