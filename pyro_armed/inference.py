@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.objective import Objective
 from pyro_armed.posterior import Chain, Posterior
+from pyro_armed.sampling import sample_nuts
 from pyro_armed.spec import ModelSpec
 from pyro_armed.structured import StructuredGuide
 from pyro_armed.structured_fit import correct_globals, draw_effects, fit_structured
@@ -165,6 +166,8 @@ def infer(ingredients: Ingredients, settings: InferenceSettings) -> InferenceRes
     -------
     InferenceResult
     """
+    if settings.inference == "nuts":
+        return _nuts(ingredients, settings)
     with single_thread(ingredients.data), local_parameters(), no_validation():
         fitted = [_restart(ingredients, settings, restart) for restart in range(settings.restarts)]
     best = max(fitted, key=lambda one: one.elbo)
@@ -180,6 +183,25 @@ def infer(ingredients: Ingredients, settings: InferenceSettings) -> InferenceRes
     }
     posterior = Posterior([one.chain for one in fitted], attributes)
     return InferenceResult(posterior, best.chain.module, best.guide)
+
+
+def _nuts(ingredients: Ingredients, settings: InferenceSettings) -> InferenceResult:
+    """NUTS; a network is trained by SVI first, and the best restart's is kept."""
+    if ingredients.plan is None:
+        module = build_module(ingredients.spec, ingredients.priors, None, ingredients.data, settings.seed)
+    else:
+        module = infer(ingredients, replace(settings, inference="svi", guide="mean_field")).module
+    posterior = sample_nuts(
+        module,
+        ingredients.data,
+        draws=settings.draws,
+        warmup=settings.warmup,
+        chains=settings.restarts,
+        seed=settings.chain_seed(0),
+        progressbar=settings.progressbar,
+    )
+    posterior.attributes["seed"] = settings.seed
+    return InferenceResult(posterior, module, None)
 
 
 def _restart(ingredients: Ingredients, settings: InferenceSettings, restart: int) -> FittedChain:
