@@ -27,6 +27,7 @@ from pyro_armed.design._rows import (
     gather_rows,
     group_order,
     input_array,
+    refuse_repeated_effects,
     slope_columns,
 )
 from pyro_armed.design._structure import effect_terms, linear_terms, network_terms, standardised
@@ -129,6 +130,7 @@ class ArrayDesign:
         groups = checked_groups(groups)
         self._effects = checked_effects(random_effects, groups, network, family)
         self._slopes = [slope_columns(effects, self.columns) for effects in self._effects]
+        refuse_repeated_effects(self._effects, self._slopes, self.columns)
         others = {"weights": weights, "offset": offset, "trials": trials}
         rows = gather_rows(values, y, groups, others, training=True, drop=missing == "drop")
         self._groups = {

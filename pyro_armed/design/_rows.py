@@ -25,6 +25,7 @@ __all__ = [
     "gather_rows",
     "group_order",
     "input_array",
+    "refuse_repeated_effects",
     "slope_columns",
 ]
 
@@ -104,7 +105,8 @@ def input_array(x: Any, network: bool) -> np.ndarray | None:
         raise DataError(f"x has shape {values.shape}; without a network it must be two-dimensional.")
     if infinite := int(np.isinf(values).reshape(len(values), -1).any(axis=1).sum()):
         raise DataError(f"x has infinite values in {frames.counted(infinite, 'row')}; mend or remove them.")
-    return values
+    # Means and sds of columns are taken in double precision.
+    return values.astype(np.float64) if values.ndim == 2 else values
 
 
 def column_names(columns: Any, shape: tuple[int, ...] | None) -> list[str]:
@@ -184,9 +186,36 @@ def slope_columns(effects: RandomEffects, columns: Sequence[str]) -> list[int]:
                 f"{what} has a slope on {column!r}; x has the columns 0 to {len(columns) - 1}: "
                 f"{', '.join(columns[:10])}."
             )
-    if len(set(positions)) < len(positions):
-        raise ArgumentError(f"{what} has a slope twice; keep one.")
     return positions
+
+
+def refuse_repeated_effects(
+    effects: Sequence[RandomEffects], slopes: Sequence[Sequence[int]], columns: Sequence[str]
+) -> None:
+    """Raise if an effect of a group is there twice.
+
+    Parameters
+    ----------
+    effects : sequence of RandomEffects
+        What varies between groups.
+    slopes : sequence of sequence of int
+        From `slope_columns`.
+    columns : sequence of str
+        Names of the columns of x.
+
+    Raises
+    ------
+    ArgumentError
+        Naming group and effect.
+    """
+    seen = set()
+    for one, positions in zip(effects, slopes, strict=True):
+        names = ["an intercept"] * one.intercept + [f"a slope on {columns[i]!r}" for i in positions]
+        for name in [*names, *["slopes on features"] * (one.slopes == FEATURES)]:
+            key = (one.parameter, one.group, name)
+            if key in seen:
+                raise ArgumentError(f"random_effects gives group {one.group!r} {name} twice; keep one.")
+            seen.add(key)
 
 
 def gather_rows(
@@ -301,12 +330,11 @@ def checked_effects(
     Raises
     ------
     ArgumentError
-        For unknown groups or parameters, repeated effects, features without a network.
+        For unknown groups or parameters, and features without a network.
     """
     effects = [effects] if isinstance(effects, RandomEffects) else effects
     if not isinstance(effects, Sequence) or not all(isinstance(one, RandomEffects) for one in effects):
         raise ArgumentError("random_effects must be a list such as [pa.RandomEffects('site')].")
-    seen: set[tuple[str, str, str]] = set()
     for one in effects:
         known = ", ".join(map(repr, groups)) or "none"
         if one.group not in groups:
@@ -324,13 +352,6 @@ def checked_effects(
                 f"RandomEffects({one.group!r}) is for the parameter {one.parameter!r}; family "
                 f"{family.name!r} has: {others}."
             )
-        slopes = [one.slopes] if isinstance(one.slopes, str) else [str(slope) for slope in one.slopes or ()]
-        for name in (["1"] if one.intercept else []) + slopes:
-            key = (one.parameter, one.group, name)
-            if key in seen:
-                what = "an intercept" if name == "1" else f"slopes on {name!r}"
-                raise ArgumentError(f"random_effects gives group {one.group!r} {what} twice; keep one.")
-            seen.add(key)
     parameters = ["mu", *dict.fromkeys(one.parameter for one in effects)]
     return sorted(effects, key=lambda one: parameters.index(one.parameter))
 
