@@ -485,10 +485,15 @@ def test_networks_are_run_in_evaluation_mode_and_put_back() -> None:
     module.network[2].eval()
     before = [(name, part.training) for name, part in module.named_modules()]
     posterior = hand_made(module)
+    gradients: list[bool] = []
+    hook = module.network[0].register_forward_hook(lambda *_: gradients.append(torch.is_grad_enabled()))
     first, second = (
-        export.pointwise(posterior, data_of(module), ("log_likelihood",))["log_likelihood"] for _ in range(2)
+        export.pointwise(posterior, data_of(module), ("log_likelihood",), seed=seed)["log_likelihood"]
+        for seed in (1, 2)
     )
+    hook.remove()
     assert first.equals(second)  # dropout would differ
+    assert gradients == [False] * (2 * CHAINS)
     assert [(name, part.training) for name, part in module.named_modules()] == before
     assert all(p.grad is None for p in module.parameters())
 
