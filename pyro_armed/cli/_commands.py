@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from pyro_armed import families
 from pyro_armed.adversary import Adversary
@@ -141,10 +142,25 @@ def summary(model: ARMED, idata: Any) -> pd.DataFrame:
 
     posterior = idata["posterior"]
     effects = model.module.effect_names()
-    names = [name for name in posterior.data_vars if name not in effects]
-    if posterior.sizes["chain"] > 1:
-        return az.summary(idata, var_names=names, round_to=3)
-    return az.summary(idata, var_names=names, round_to=3, kind="stats")
+    shown: dict[str, xr.DataArray] = {}
+    for name, values in posterior.data_vars.items():
+        if str(name).endswith("_corr"):
+            shown |= _correlations(str(name), values)
+        elif name not in effects:
+            shown[str(name)] = values
+    kind = "all" if posterior.sizes["chain"] > 1 else "stats"
+    return az.summary(xr.Dataset(shown), round_to=3, kind=kind)
+
+
+def _correlations(name: str, matrix: xr.DataArray) -> dict[str, xr.DataArray]:
+    """Each correlation once, without the ones on the diagonal."""
+    rows, columns = matrix.dims[-2:]
+    return {
+        f"{name}[{a}, {b}]": matrix.isel({rows: i, columns: j}, drop=True)
+        for i, a in enumerate(matrix[rows].to_numpy())
+        for j, b in enumerate(matrix[columns].to_numpy())
+        if i < j
+    }
 
 
 def add_predict(commands: Any) -> None:

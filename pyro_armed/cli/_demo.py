@@ -21,6 +21,8 @@ FORMULA = "y ~ x1 + x2 + (1 + features | group)"
 WITHOUT = "y ~ x1 + x2"
 HIDDEN = (16, 16, 16)
 TEST_SHARE = 0.2
+# Accuracy needs the middle of the posterior, not its width, and this guide finds it in a minute.
+GUIDE = "mean_field"
 
 EXAMPLE = """\
 example:
@@ -115,6 +117,7 @@ def fit(formula: str, train: pd.DataFrame, size: Size, options: argparse.Namespa
     """The fitted model of one formula."""
     model = ARMED(formula, train, family="bernoulli", network=MLP(hidden=HIDDEN))
     model.fit(
+        guide=GUIDE,
         restarts=size.restarts,
         draws=size.draws,
         epochs=size.epochs,
