@@ -35,6 +35,8 @@ class GlobalSpace:
         P, the number of unconstrained values.
     start : Tensor, shape (P,)
         Central prior values.
+    variance_parameters : Tensor, shape (P,), bool
+        Which values are log standard deviations of effects or their correlations.
     """
 
     def __init__(self, module: MixedEffectsModule, batch: Batch):
@@ -43,6 +45,8 @@ class GlobalSpace:
         self.sizes = [site.unconstrained.numel() for site in self.sites]
         self.size = sum(self.sizes)
         self.start = torch.cat([site.start.reshape(-1) for site in self.sites])
+        kinds = [torch.full((n,), "|" in s.name or "_cholesky" in s.name) for s, n in zip(self.sites, self.sizes, strict=True)]
+        self.variance_parameters = torch.cat(kinds)
 
     def unpack(self, theta: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Constrained values of each site, and the log determinant of the map.

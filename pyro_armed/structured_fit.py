@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from pyro_armed.gaussian_conditional import GaussianConditional
 from pyro_armed.importance import KHAT_LIMIT, effective_size, pareto_smooth, systematic_resample
+from pyro_armed.proposals import defensive_proposal
 from pyro_armed.structured import StructuredGuide
 
 __all__ = ["GlobalDraws", "StructuredFit", "correct_globals", "draw_effects", "fit_structured", "marginal"]
@@ -246,26 +247,19 @@ def correct_globals(guide: StructuredGuide, draws: int, *, seed: int, oversample
     generator = torch.Generator().manual_seed(seed)
     order = quadrature_order(guide)
     mean, factor = guide.mean_and_factor()
-    proposals = oversample * draws
     theta, log_weight = _weighted(guide, mean, factor, max(draws, 200), order, generator)
     smoothed, khat = pareto_smooth(log_weight)
     first = float(khat)
-    if first > 0.3 and effective_size(smoothed) > 5 * guide.space.size:
-        # Moment matching: aim the proposals at the weighted mean and covariance.
-        weights = smoothed.exp().to(theta.dtype)
-        mean = weights @ theta
-        centred = theta - mean
-        covariance = centred.mT @ (weights[:, None] * centred)
-        jitter = 1e-10 * torch.eye(len(mean), dtype=theta.dtype)
-        factor = torch.linalg.cholesky(covariance * 1.1 + jitter)
+    if effective_size(smoothed) > 5 * guide.space.size:
+        mean, factor = _matched(theta, smoothed, factor)
+    proposals = oversample * draws
     theta, log_weight = _weighted(guide, mean, factor, proposals, order, generator)
     smoothed, khat = pareto_smooth(log_weight)
     corrected = float(khat) < KHAT_LIMIT and float(effective_size(smoothed)) > 0.02 * proposals
     if corrected:
         chosen = systematic_resample(smoothed, draws, generator)
     else:
-        mean, factor = guide.mean_and_factor()
-        theta, log_weight = _weighted(guide, mean, factor, draws, order, generator, degrees=math.inf)
+        theta, log_weight = _from_guide(guide, draws, order, generator)
         chosen = torch.arange(draws)
     details = {"khat_guide": first, "ess_weights": float(effective_size(smoothed)), "quadrature": float(order)}
     return GlobalDraws(theta[chosen], log_weight[chosen], float(khat), corrected, details)
@@ -280,26 +274,35 @@ def quadrature_order(guide: StructuredGuide) -> int:
     return {1: 9, 2: 3}.get(width, 1)
 
 
+def _matched(theta: Tensor, log_weights: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted mean of theta, and a factor of its weighted covariance."""
+    weights = log_weights.exp().to(theta.dtype)
+    mean = weights @ theta
+    centred = theta - mean
+    covariance = centred.mT @ (weights[:, None] * centred)
+    # A little of the guide's own covariance keeps the matrix definite.
+    return mean, torch.linalg.cholesky(covariance + 0.05 * factor @ factor.mT)
+
+
 def _weighted(
-    guide: StructuredGuide,
-    mean: Tensor,
-    factor: Tensor,
-    count: int,
-    order: int,
-    generator: torch.Generator,
-    degrees: float = 7.0,
+    guide: StructuredGuide, mean: Tensor, factor: Tensor, count: int, order: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draws from a multivariate t (heavier than the target) and their log weights."""
-    size = len(mean)
-    noise = torch.randn(count, size, generator=generator, dtype=mean.dtype)
-    log_q = -0.5 * noise.square().sum(-1) - 0.5 * size * math.log(2 * math.pi)
-    if math.isfinite(degrees):
-        chi = torch.randn(count, int(degrees), generator=generator, dtype=mean.dtype).square().sum(-1)
-        noise = noise * (degrees / chi).sqrt().unsqueeze(-1)
-        constant = math.lgamma((degrees + size) / 2) - math.lgamma(degrees / 2) - 0.5 * size * math.log(degrees * math.pi)
-        log_q = constant - 0.5 * (degrees + size) * torch.log1p(noise.square().sum(-1) / degrees)
+    """Draws from a defensive proposal and their log weights."""
+    proposal = defensive_proposal(mean, torch.linalg.cholesky(factor @ factor.mT), guide.space.variance_parameters)
+    theta = proposal.sample(count, generator)
+    parts = [_safe_marginal(guide, part, order) for part in _chunks(guide, theta, order)]
+    return theta, torch.cat(parts) - proposal.log_density(theta)
+
+
+def _from_guide(
+    guide: StructuredGuide, count: int, order: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draws from the guide itself and their log weights."""
+    mean, factor = guide.mean_and_factor()
+    noise = torch.randn(count, len(mean), generator=generator, dtype=mean.dtype)
     theta = mean + noise @ factor.mT
-    log_q = log_q - factor.diagonal().log().sum()
+    log_q = -0.5 * noise.square().sum(-1) - 0.5 * len(mean) * math.log(2 * math.pi)
+    log_q = log_q - torch.linalg.slogdet(factor).logabsdet
     parts = [_safe_marginal(guide, part, order) for part in _chunks(guide, theta, order)]
     return theta, torch.cat(parts) - log_q
 

@@ -1,0 +1,98 @@
+"""Proposals for importance sampling of the global variables."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Proposal", "StudentComponent", "defensive_proposal"]
+
+
+@dataclass(frozen=True)
+class StudentComponent:
+    """A multivariate t distribution.
+
+    Attributes
+    ----------
+    weight : float
+        Share of the mixture.
+    degrees : float
+        Degrees of freedom.
+    mean : Tensor, shape (P,)
+        Centre.
+    factor : Tensor, shape (P, P)
+        Lower triangular factor of the scale matrix.
+    """
+
+    weight: float
+    degrees: float
+    mean: Tensor
+    factor: Tensor
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draws, shape (count, P)."""
+        size = len(self.mean)
+        noise = torch.randn(count, size, generator=generator, dtype=self.mean.dtype)
+        chi = torch.randn(count, round(self.degrees), generator=generator, dtype=self.mean.dtype).square().sum(-1)
+        return self.mean + (noise * (self.degrees / chi).sqrt().unsqueeze(-1)) @ self.factor.mT
+
+    def log_density(self, theta: Tensor) -> Tensor:
+        """Log density, shape (S,)."""
+        size, nu = len(self.mean), self.degrees
+        white = torch.linalg.solve_triangular(self.factor, (theta - self.mean).mT, upper=False)
+        constant = math.lgamma((nu + size) / 2) - math.lgamma(nu / 2) - 0.5 * size * math.log(nu * math.pi)
+        return constant - self.factor.diagonal().log().sum() - 0.5 * (nu + size) * torch.log1p(white.square().sum(0) / nu)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A mixture of multivariate t distributions."""
+
+    components: tuple[StudentComponent, ...]
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draws, shape (count, P), a fixed share from each component."""
+        shares = [round(component.weight * count) for component in self.components]
+        shares[0] += count - sum(shares)
+        return torch.cat([c.sample(share, generator) for c, share in zip(self.components, shares, strict=True)])
+
+    def log_density(self, theta: Tensor) -> Tensor:
+        """Log density of the mixture, shape (S,)."""
+        parts = [math.log(c.weight) + c.log_density(theta) for c in self.components]
+        return torch.logsumexp(torch.stack(parts), dim=0)
+
+
+def defensive_proposal(mean: Tensor, factor: Tensor, variance_parameters: Tensor) -> Proposal:
+    """A fitted Gaussian with heavier tails, and a share for standard deviations far from their mode.
+
+    The posterior of a log standard deviation that may be near zero has a long left tail, along which the
+    correlations become free: a Gaussian's proposals never go there, and k-hat cannot see what was not drawn.
+
+    Parameters
+    ----------
+    mean : Tensor, shape (P,)
+        Fitted mean.
+    factor : Tensor, shape (P, P)
+        Factor of the fitted covariance.
+    variance_parameters : Tensor, shape (P,), bool
+        Which entries are log standard deviations and correlations.
+
+    Returns
+    -------
+    Proposal
+    """
+    bulk = StudentComponent(0.65, 7.0, mean, factor)
+    wide = StudentComponent(0.15, 5.0, mean, 1.6 * factor)
+    if not bool(variance_parameters.any()):
+        return Proposal((bulk, StudentComponent(0.35, 5.0, mean, 1.6 * factor)))
+    covariance = factor @ factor.mT
+    free = torch.outer(variance_parameters, ~variance_parameters)
+    covariance = covariance.masked_fill(free | free.mT, 0.0)
+    block = torch.outer(variance_parameters, variance_parameters)
+    spread = covariance.diagonal().clamp_min(0.64).diag()
+    covariance = torch.where(block, spread, covariance)
+    tail = StudentComponent(0.2, 5.0, mean, torch.linalg.cholesky(covariance))
+    return Proposal((bulk, wide, tail))
