@@ -12,7 +12,7 @@ import xarray as xr
 
 from pyro_armed import families
 from pyro_armed.adversary import Adversary
-from pyro_armed.armed import ARMED
+from pyro_armed.armed import ARMED, load
 from pyro_armed.cli._tables import (
     SUFFIXES,
     check_suffix,
@@ -24,7 +24,6 @@ from pyro_armed.cli._tables import (
 )
 from pyro_armed.cli._text import HelpFormatter, say, table_text
 from pyro_armed.errors import ArgumentError
-from pyro_armed.files import load
 from pyro_armed.networks import MLP
 from pyro_armed.new_groups import MODES
 from pyro_armed.predict import KINDS
