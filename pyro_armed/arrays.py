@@ -13,6 +13,7 @@ from pyro_armed import frames
 from pyro_armed.batch import Batch
 from pyro_armed.design import Encoded
 from pyro_armed.design._encoded import (
+    as_tensor,
     encode_groups,
     model_spec,
     row_weights,
@@ -304,8 +305,7 @@ class ArrayDesign:
         return Encoded(batch, new_groups, rows.index)
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
-        # A copy: the caller may go on writing to the array.
-        return torch.tensor(np.ascontiguousarray(values), dtype=self.dtype)
+        return as_tensor(values, self.dtype)
 
     # --- files -------------------------------------------------------------------------------------------
 

@@ -17,7 +17,15 @@ from pyro_armed.families import Family, Response
 from pyro_armed.groups import GroupIndex, decode_labels, encode_labels
 from pyro_armed.spec import Group, ModelSpec, Predictor
 
-__all__ = ["Encoded", "encode_groups", "model_spec", "row_weights", "spec_from_config", "spec_to_config"]
+__all__ = [
+    "Encoded",
+    "as_tensor",
+    "encode_groups",
+    "model_spec",
+    "row_weights",
+    "spec_from_config",
+    "spec_to_config",
+]
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,32 @@ def encode_groups(
         found, new[name] = indices[name].encode_with_new(values)
         codes[name] = torch.as_tensor(found)
     return codes, new
+
+
+def as_tensor(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor with memory of its own.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        Finite numbers.
+    dtype : torch.dtype
+        Type of the tensor.
+
+    Returns
+    -------
+    Tensor
+
+    Raises
+    ------
+    DataError
+        For numbers too large for the type.
+    """
+    tensor = torch.tensor(np.ascontiguousarray(values), dtype=dtype)
+    if not bool(tensor.isfinite().all()):
+        mend = "rescale them" if dtype == torch.float64 else "rescale them, or pass dtype=torch.float64"
+        raise DataError(f"The data have numbers too large for {dtype}; {mend}.")
+    return tensor
 
 
 def row_weights(values: Any, what: str) -> np.ndarray:
@@ -131,6 +165,13 @@ def model_spec(
     DataError
         For names that stand for two things, and for group effects that the noise cannot be told from.
     """
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale = float(np.std(response.y)) if family.identity_scale else 1.0
+        center = float(family.start(response.y, response.trials))
+    if not np.isfinite([scale, center]).all():
+        raise DataError(
+            f"The response '{response.name}' has numbers too large for their sd to be computed; rescale it."
+        )
     spec = ModelSpec(
         response=response.name,
         family=family,
@@ -138,8 +179,8 @@ def model_spec(
         groups=tuple(Group(n, tuple(i.labels), tuple(i.counts.tolist())) for n, i in groups.items()),
         n_rows=len(response.y),
         levels=tuple(response.levels or ()),
-        response_scale=float(np.std(response.y)) if family.identity_scale else 1.0,
-        response_center=float(family.start(response.y, response.trials)),
+        response_scale=scale,
+        response_center=center,
     )
     _refuse_clashes(spec)
     if not weighted:

@@ -14,6 +14,7 @@ from pyro_armed.batch import Batch
 from pyro_armed.design._columns import FormulaColumns
 from pyro_armed.design._encoded import (
     Encoded,
+    as_tensor,
     encode_groups,
     model_spec,
     row_weights,
@@ -289,7 +290,7 @@ class FormulaDesign:
         return Encoded(batch, new_groups, index)
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
-        return torch.tensor(np.ascontiguousarray(values), dtype=self.dtype)  # a copy, not the user's memory
+        return as_tensor(values, self.dtype)
 
     # --- files -------------------------------------------------------------------------------------------
 

@@ -11,25 +11,21 @@ from pyro_armed.formula import GroupTerm
 from pyro_armed.spec import EffectBlock, Term, feature_term
 from pyro_armed.terms import CommonTerms
 
-__all__ = ["formula_block", "is_constant", "linear_terms", "network_terms", "refuse_repeated", "standardised"]
+__all__ = ["formula_block", "linear_terms", "network_terms", "refuse_repeated", "standardised"]
 
 Columns = Mapping[str, np.ndarray]
 Labels = Mapping[str, tuple[str, ...]]
 
 
-def is_constant(columns: np.ndarray) -> np.ndarray:
-    """Which columns have the same value in every row, but for rounding.
-
-    Parameters
-    ----------
-    columns : numpy.ndarray, shape (N, K)
-        Columns.
-
-    Returns
-    -------
-    numpy.ndarray of bool, shape (K,)
-    """
-    return columns.std(axis=0) <= 1e-12 * np.abs(columns).max(axis=0, initial=0.0)
+def _moments(name: str, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means and sds of columns, and which have the same value in every row but for rounding."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        center, scale = columns.mean(axis=0), columns.std(axis=0)
+    if not (np.isfinite(center).all() and np.isfinite(scale).all()):
+        raise DataError(
+            f"The predictor '{name}' has numbers too large for their sd to be computed; rescale it."
+        )
+    return center, scale, scale <= 1e-12 * np.abs(columns).max(axis=0, initial=0.0)
 
 
 def _useless(columns: np.ndarray, constant: np.ndarray, intercept: bool) -> np.ndarray:
@@ -64,8 +60,7 @@ def linear_terms(values: Columns, labels: Labels, centered: bool) -> tuple[Term,
     """
     terms = []
     for name, columns in values.items():
-        scale = columns.std(axis=0)
-        constant = is_constant(columns)
+        center, scale, constant = _moments(name, columns)
         useless = _useless(columns, constant, centered)
         if useless.any():
             label = f"{name}[{labels[name][int(useless.argmax())]}]" if labels[name] else name
@@ -73,7 +68,7 @@ def linear_terms(values: Columns, labels: Labels, centered: bool) -> tuple[Term,
                 f"The predictor '{label}' has the same value in every row; leave it out of the formula."
             )
         scale[constant] = 1.0
-        center = columns.mean(axis=0) if centered else np.zeros(columns.shape[1])
+        center = center if centered else np.zeros_like(center)
         terms.append(Term(name, tuple(center.tolist()), tuple(scale.tolist()), labels[name]))
     return tuple(terms)
 
@@ -96,9 +91,9 @@ def network_terms(values: Columns, labels: Labels, standardize: bool = True) -> 
     """
     terms = []
     for name, columns in values.items():
-        center, scale = columns.mean(axis=0), columns.std(axis=0)
+        center, scale, constant = _moments(name, columns)
         plain = np.isin(columns, (0.0, 1.0)).all(axis=0) | (not standardize)
-        center[plain], scale[plain | is_constant(columns)] = 0.0, 1.0
+        center[plain], scale[plain | constant] = 0.0, 1.0
         terms.append(Term(name, tuple(center.tolist()), tuple(scale.tolist()), labels[name]))
     return tuple(terms)
 
@@ -128,13 +123,13 @@ def effect_terms(intercept: bool, values: Columns, labels: Labels, features: boo
     """
     terms = [Term("1", (0.0,), (1.0,))] if intercept else []
     for name, columns in values.items():
-        constant = is_constant(columns)
+        _, scale, constant = _moments(name, columns)
         useless = _useless(columns, constant, intercept)
         if useless.any():
             raise DataError(
                 f"The group-specific slope on '{name}' has the same value in every row; leave it out."
             )
-        scale = np.where(constant, 1.0, columns.std(axis=0))
+        scale[constant] = 1.0
         terms.append(Term(name, (0.0,) * columns.shape[1], tuple(scale.tolist()), labels[name]))
     return (*terms, feature_term(0)) if features else tuple(terms)
 
@@ -196,4 +191,6 @@ def standardised(terms: Sequence[Term], values: Columns, n_rows: int) -> np.ndar
     """Columns of all terms, centred and scaled, shape (N, K)."""
     if not terms:
         return np.empty((n_rows, 0))
-    return np.concatenate([(values[t.name] - np.array(t.center)) / np.array(t.scale) for t in terms], axis=1)
+    with np.errstate(over="ignore"):
+        columns = [(values[t.name] - np.array(t.center)) / np.array(t.scale) for t in terms]
+    return np.concatenate(columns, axis=1)
