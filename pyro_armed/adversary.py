@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyro_armed.errors import ArgumentError
-from pyro_armed.networks._common import seeded, sizes_of, whole
+from pyro_armed.networks._common import sizes_of, whole
+from pyro_armed.seeds import seeded
 
 __all__ = [
     "Adversary",

@@ -197,7 +197,9 @@ class ARMED:
         if adversary is not None and not isinstance(adversary, Adversary):
             raise ArgumentError(f"adversary={adversary!r} must be pa.Adversary(weight=...) or None.")
         if adversary is not None and network is None:
-            raise ArgumentError("adversary=... needs a network to work against; pass network=... or leave it out.")
+            raise ArgumentError(
+                "adversary=... needs a network to work against; pass network=... or leave it out."
+            )
         self._design = design
         self._user_priors = dict(priors or {})
         self.adversary = adversary
@@ -279,7 +281,8 @@ class ARMED:
         """
         if self._training is None:
             raise NotFittedError(
-                "A model from a file has its posterior but not the training rows; make a new ARMED to fit again."
+                "A model from a file has its posterior but not the training rows; "
+                "make a new ARMED to fit again."
             )
         settings = InferenceSettings(
             inference=inference,
@@ -295,7 +298,12 @@ class ARMED:
             progressbar=progressbar,
         )
         ingredients = Ingredients(
-            self.spec, self._user_priors, self._plan, self._training.batch, self.adversary, self.fixed_effects_weight
+            self.spec,
+            self._user_priors,
+            self._plan,
+            self._training.batch,
+            self.adversary,
+            self.fixed_effects_weight,
         )
         result = infer(ingredients, settings)
         self._posterior, self._module, self._guide = result.posterior, result.module, result.guide
@@ -474,7 +482,9 @@ class ARMED:
     ) -> Encoded:
         if isinstance(self._design, FormulaDesign):
             if groups is not None or y is not None:
-                raise ArgumentError("groups= and y= are for models from arrays; a formula reads both from the data frame.")
+                raise ArgumentError(
+                    "groups= and y= are for models from arrays; a formula reads both from the data frame."
+                )
             return self._design.encode(data, response=response, unseen_levels=unseen_levels)
         if response and y is None:
             raise ArgumentError("A model from arrays needs the responses: evaluate(x, y, groups=...).")
@@ -542,6 +552,7 @@ def _weights_column(data: Any, weights: Any) -> tuple[Any, str | None]:
     values = np.asarray(weights, dtype=float)
     if not isinstance(data, pd.DataFrame) or values.shape != (len(data),):
         rows = len(data) if hasattr(data, "__len__") else "?"
-        raise ArgumentError(f"weights has shape {values.shape}; the data have {rows} rows: give one weight per row.")
+        raise ArgumentError(
+            f"weights has shape {values.shape}; the data have {rows} rows: give one weight per row."
+        )
     return data.assign(__weights__=values), "__weights__"
-

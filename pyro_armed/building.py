@@ -16,6 +16,7 @@ from pyro_armed.errors import ArgumentError
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.objective import AdversaryHead
 from pyro_armed.priors import PriorTable
+from pyro_armed.seeds import seeded
 from pyro_armed.spec import ModelSpec
 
 __all__ = ["LAST_LAYERS", "NetworkPlan", "build_adversary", "build_module"]
@@ -104,18 +105,21 @@ def _instance(source: Any, spec: ModelSpec, data: Batch, seed: int) -> nn.Module
     if isinstance(source, nn.Module):
         network = networks.copy_network(source)
     elif callable(source):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             network = source()
         if not isinstance(network, nn.Module):
             raise ArgumentError(f"network=... must return a torch.nn.Module, not {type(network).__name__}.")
     else:
-        raise ArgumentError(f"network={source!r} must be a torch.nn.Module, a function that makes one, or None.")
+        raise ArgumentError(
+            f"network={source!r} must be a torch.nn.Module, a function that makes one, or None."
+        )
     network = network.to(data.inputs.device)
     if isinstance(network, (networks.MLP, networks.CNN)):
         if not network.is_built:
             shape = data.inputs.shape[1:]
-            network.build(shape[0] if isinstance(network, networks.MLP) else shape, spec.n_predictors, seed=seed)
+            network.build(
+                shape[0] if isinstance(network, networks.MLP) else shape, spec.n_predictors, seed=seed
+            )
             network = network.to(data.inputs.device)
         elif seed:
             networks.reinitialise(network, seed)
@@ -182,11 +186,15 @@ def build_adversary(
     if not names:
         raise ArgumentError("adversary=... needs a grouping factor; add '(1 | group)' to the formula.")
     if not spec.n_features:
-        raise ArgumentError("adversary=... needs a network with a linear output layer, whose inputs it reads.")
+        raise ArgumentError(
+            "adversary=... needs a network with a linear output layer, whose inputs it reads."
+        )
     groups = tuple(settings.groups or names[:1])
     for group in groups:
         if group not in names:
-            raise ArgumentError(f"The adversary's group {group!r} is not in the model; it has {', '.join(names)}.")
+            raise ArgumentError(
+                f"The adversary's group {group!r} is not in the model; it has {', '.join(names)}."
+            )
     classification = spec.family.response in ("binary", "binomial", "categorical", "ordinal")
     conditional = settings.is_conditional(classification)
     levels = len(spec.levels) or None

@@ -200,7 +200,9 @@ class GroupConditional:
             mode, current, change = self._line_search(frozen, mode, current, direction)
             if change < tolerance:
                 break
-        differentiable = torch.is_grad_enabled() and any(v.requires_grad for v in [problem.base, *problem.loadings])
+        differentiable = torch.is_grad_enabled() and any(
+            v.requires_grad for v in [problem.base, *problem.loadings]
+        )
         if differentiable:
             # One attached step at the mode: its derivative is that of the implicit function theorem.
             direction, _ = self._newton(problem, mode, differentiable=True)
@@ -227,13 +229,17 @@ class GroupConditional:
         change = max(float((p - m).abs().max()) for m, p in zip(mode, proposal, strict=True))
         return proposal, reached, change
 
-    def _newton(self, problem: Problem, mode: list[Tensor], differentiable: bool) -> tuple[list[Tensor], tuple]:
+    def _newton(
+        self, problem: Problem, mode: list[Tensor], differentiable: bool
+    ) -> tuple[list[Tensor], tuple]:
         gradient, curvature = self._row_derivatives(problem, mode, differentiable)
         scores = [self._score(problem, g, mode, gradient) for g in range(len(self.groups))]
         precision = self._precision(problem, curvature)
         return self._apply_inverse(precision, scores), precision
 
-    def _row_derivatives(self, problem: Problem, mode: list[Tensor], differentiable: bool) -> tuple[Tensor, Tensor]:
+    def _row_derivatives(
+        self, problem: Problem, mode: list[Tensor], differentiable: bool
+    ) -> tuple[Tensor, Tensor]:
         """First derivatives (S, N, E) and negative second derivatives (S, N, E, E) of the log density."""
         with torch.enable_grad():
             eta = self.eta(problem, mode)
@@ -284,7 +290,9 @@ class GroupConditional:
         total = dense.shape[-1]
         if not total:
             return primary, crossed, dense, log_det
-        cross = torch.linalg.solve_triangular(primary, crossed.reshape(size, groups, width, total), upper=False)
+        cross = torch.linalg.solve_triangular(
+            primary, crossed.reshape(size, groups, width, total), upper=False
+        )
         cross = cross.reshape(size, groups * width, total)
         rest = torch.linalg.cholesky(dense - cross.mT @ cross)
         log_det = log_det + 2 * rest.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -310,7 +318,10 @@ class GroupConditional:
             crossed = crossed.index_add(1, index.reshape(-1), rows.reshape(size, -1))
             for h in range(1, len(self.groups)):
                 rows = torch.einsum("sndf,snkf->sndk", weighted[g], problem.loadings[h])
-                index = self._positions(g, starts[g])[:, :, None] * total + self._positions(h, starts[h])[:, None, :]
+                index = (
+                    self._positions(g, starts[g])[:, :, None] * total
+                    + self._positions(h, starts[h])[:, None, :]
+                )
                 dense = dense.index_add(1, index.reshape(-1), rows.reshape(size, -1))
         dense = dense.reshape(size, total, total) + torch.eye(total, dtype=dense.dtype, device=dense.device)
         return crossed.reshape(size, -1, total), dense
@@ -321,13 +332,19 @@ class GroupConditional:
         codes = self.batch.codes[self.groups[g]]
         return start + codes[:, None] * width + torch.arange(width, device=codes.device)
 
-    def _apply_inverse(self, precision: tuple[Tensor, Tensor, Tensor, Tensor], scores: list[Tensor]) -> list[Tensor]:
+    def _apply_inverse(
+        self, precision: tuple[Tensor, Tensor, Tensor, Tensor], scores: list[Tensor]
+    ) -> list[Tensor]:
         """Solve the Hessian against one vector for each grouping factor."""
         primary, cross, rest, _ = precision
         size, groups, width = primary.shape[:3]
-        half = torch.linalg.solve_triangular(primary, scores[0].unsqueeze(-1), upper=False).reshape(size, -1, 1)
+        half = torch.linalg.solve_triangular(primary, scores[0].unsqueeze(-1), upper=False).reshape(
+            size, -1, 1
+        )
         if not rest.shape[-1]:
-            solved = torch.linalg.solve_triangular(primary.mT, half.reshape(size, groups, width, 1), upper=True)
+            solved = torch.linalg.solve_triangular(
+                primary.mT, half.reshape(size, groups, width, 1), upper=True
+            )
             return [solved[..., 0]]
         others = torch.cat([score.reshape(size, -1) for score in scores[1:]], dim=1).unsqueeze(-1)
         second = torch.cholesky_solve(others - cross.mT @ half, rest)
@@ -395,7 +412,11 @@ class GroupConditional:
     def by_group(self, problem: Problem, z: list[Tensor]) -> Tensor:
         """log p(y_c, z_c | theta) of each group of the only grouping factor, shape (S, C)."""
         rows = self.log_likelihood(problem, self.eta(problem, z))
-        return self._sum_by_group(0, rows) - 0.5 * z[0].square().sum(-1) - 0.5 * z[0].shape[-1] * math.log(2 * math.pi)
+        return (
+            self._sum_by_group(0, rows)
+            - 0.5 * z[0].square().sum(-1)
+            - 0.5 * z[0].shape[-1] * math.log(2 * math.pi)
+        )
 
     def density_by_group(self, effects: Effects, z: list[Tensor]) -> Tensor:
         """Log density of the Gaussian for each group of the only grouping factor, shape (S, C)."""
@@ -467,7 +488,9 @@ class GroupConditional:
         """A block's rows W D(tau) L, shape (S, N, K R, E), in the order of its standardised effects."""
         columns = self.module.slope_columns(block, self.batch, self.hidden)
         outputs = self._outputs(block.parameter)
-        sds = self.module.block_sds(block, values).expand(size, *self.module.block_sds(block, values).shape[1:])[:, 0]
+        sds = self.module.block_sds(block, values).expand(
+            size, *self.module.block_sds(block, values).shape[1:]
+        )[:, 0]
         start = sum(self.columns[p] for p in self.parameters[: self.parameters.index(block.parameter)])
         factor = self._factor(block, values)
         parts = []

@@ -14,6 +14,7 @@ from pyro_armed.batch import Batch
 from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.posterior import Chain
+from pyro_armed.seeds import seeded, stream
 
 __all__ = ["DRAWS", "draw_chain", "without_row_axis"]
 
@@ -56,8 +57,7 @@ def draw_chain(
     module.eval()
     parts: list[dict[str, Tensor]] = []
     log_weights: list[Tensor] = []
-    with torch.random.fork_rng(devices=[]), local_parameters():
-        torch.manual_seed(seed)
+    with seeded(stream(seed, "posterior")), local_parameters():
         hidden = module.hidden(data)
         for start in range(0, draws, chunk):
             size = min(chunk, draws - start)
@@ -84,6 +84,8 @@ def log_density(trace: Trace, size: int) -> Tensor:
             continue
         scale = site["scale"]
         log_prob = site["fn"].log_prob(site["value"]) * scale
+        if isinstance(site["mask"], Tensor):
+            log_prob = log_prob.masked_fill(~site["mask"], 0.0)
         total = total + log_prob.expand(torch.broadcast_shapes(log_prob.shape, (size, 1))).sum(-1)
     return total  # type: ignore[return-value]
 

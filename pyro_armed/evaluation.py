@@ -20,7 +20,8 @@ from pyro_armed.errors import DataError
 from pyro_armed.families import Family
 from pyro_armed.metrics import Estimate
 from pyro_armed.posterior import Chain, Posterior
-from pyro_armed.predict import Evaluated, evaluated_rows, extended_chains, stream
+from pyro_armed.predict import Evaluated, evaluated_rows, extended_chains
+from pyro_armed.seeds import seeded, stream
 
 __all__ = ["COVERAGES", "evaluate", "pointwise"]
 
@@ -161,8 +162,7 @@ def _score(
     chains = extended_chains(posterior, encoded, mode, seed=seed, draws=draws)
     size = max(1, _ELEMENTS // min(len(chains) * chains[0].n_draws, _PREDICTIVE_DRAWS))
     parts = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(seed, "responses"))
+    with seeded(stream(seed, "responses")):
         for rows in torch.arange(batch.size).split(size):
             parts.append(_score_rows(chains, batch.select(rows)))
     joined = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(_Scores)}

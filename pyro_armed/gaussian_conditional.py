@@ -75,9 +75,12 @@ class GaussianConditional(GroupConditional):
         self.squares = rows.mT @ (rows * weight.unsqueeze(-1))
         slopes = {name: self._slopes(name) for name in self.groups}
         weighted = {name: slope * weight.unsqueeze(-1) for name, slope in slopes.items()}
-        self.products = [self._sum(g, weighted[n].unsqueeze(-1) * rows.unsqueeze(1)) for g, n in enumerate(self.groups)]
+        self.products = [
+            self._sum(g, weighted[n].unsqueeze(-1) * rows.unsqueeze(1)) for g, n in enumerate(self.groups)
+        ]
         self.grams = [
-            self._sum(g, weighted[n].unsqueeze(-1) * slopes[n].unsqueeze(1)) for g, n in enumerate(self.groups)
+            self._sum(g, weighted[n].unsqueeze(-1) * slopes[n].unsqueeze(1))
+            for g, n in enumerate(self.groups)
         ]
         self.crossed = {
             (g, h): self._cross(weighted, slopes, g, h)
@@ -91,7 +94,9 @@ class GaussianConditional(GroupConditional):
         size = values["sigma"].shape[0]
         parts = [values[name].reshape(size, -1) for name in self._coefficients]
         coefficients = torch.cat(parts, dim=-1) if parts else values["sigma"].new_zeros(size, 0)
-        contrast = torch.cat([-coefficients, torch.ones_like(coefficients[:, :1] if parts else values["sigma"])], dim=-1)
+        contrast = torch.cat(
+            [-coefficients, torch.ones_like(coefficients[:, :1] if parts else values["sigma"])], dim=-1
+        )
         transforms = [self._transform(name, values) for name in self.groups]
         return GaussianProblem(values, contrast, values["sigma"].reshape(size).square(), transforms)
 
@@ -104,7 +109,10 @@ class GaussianConditional(GroupConditional):
         """log p(y | theta), exact, shape (S,)."""
         residual = torch.einsum("si,ij,sj->s", problem.contrast, self.squares, problem.contrast)
         explained = sum(
-            ((mean * score).sum((1, 2)) for mean, score in zip(effects.mean, self._scores(problem), strict=True)),
+            (
+                (mean * score).sum((1, 2))
+                for mean, score in zip(effects.mean, self._scores(problem), strict=True)
+            ),
             torch.zeros_like(residual),
         )
         log_scale = self.total_weight * (math.log(2 * math.pi) + problem.variance.log())
@@ -123,7 +131,11 @@ class GaussianConditional(GroupConditional):
     def _coefficient_names(self) -> list[str]:
         predictor = self.module.spec.mu
         labels = ["Intercept", *(term.name for term in predictor.terms), "features"]
-        return [predictor.common_name(label) for label in labels if predictor.common_name(label) in self.module.priors]
+        return [
+            predictor.common_name(label)
+            for label in labels
+            if predictor.common_name(label) in self.module.priors
+        ]
 
     def _columns(self) -> tuple[Tensor, Tensor]:
         """Columns (N, P) that the coefficients multiply and what is added to them, read off the model."""
@@ -189,7 +201,9 @@ class GaussianConditional(GroupConditional):
         size = len(problem.variance)
         totals = [self.counts[name] * self.widths[name] for name in self.groups]
         scale = problem.variance[:, None, None]
-        crossed = [self._scaled_cross(problem, 0, h).reshape(size, totals[0], -1) for h in range(1, len(totals))]
+        crossed = [
+            self._scaled_cross(problem, 0, h).reshape(size, totals[0], -1) for h in range(1, len(totals))
+        ]
         if not crossed:
             empty = problem.variance.new_zeros(size, totals[0], 0)
             return empty, empty[:, :0]
@@ -202,7 +216,9 @@ class GaussianConditional(GroupConditional):
                     gram = transform.mT.unsqueeze(1) @ self.grams[g] @ transform.unsqueeze(1)
                     row.append(_block_diagonal(gram))
                 else:
-                    part = self._scaled_cross(problem, min(g, h), max(g, h)).reshape(size, totals[min(g, h)], -1)
+                    part = self._scaled_cross(problem, min(g, h), max(g, h)).reshape(
+                        size, totals[min(g, h)], -1
+                    )
                     row.append(part if g < h else part.mT)
             rows.append(torch.cat(row, dim=2))
         dense = torch.cat(rows, dim=1) / scale

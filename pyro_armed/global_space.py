@@ -17,6 +17,7 @@ from pyro_armed.module import MixedEffectsModule
 
 __all__ = ["GlobalSpace"]
 
+
 class GlobalSpace:
     """Maps a vector theta of size P to the model's global sites.
 
@@ -45,7 +46,10 @@ class GlobalSpace:
         self.sizes = [site.unconstrained.numel() for site in self.sites]
         self.size = sum(self.sizes)
         self.start = torch.cat([site.start.reshape(-1) for site in self.sites])
-        kinds = [torch.full((n,), "|" in s.name or "_cholesky" in s.name) for s, n in zip(self.sites, self.sizes, strict=True)]
+        kinds = [
+            torch.full((n,), "|" in s.name or "_cholesky" in s.name)
+            for s, n in zip(self.sites, self.sizes, strict=True)
+        ]
         self.variance_parameters = torch.cat(kinds)
 
     def unpack(self, theta: Tensor) -> tuple[dict[str, Tensor], Tensor]:

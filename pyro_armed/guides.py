@@ -16,6 +16,7 @@ from torch.distributions.constraints import Constraint
 
 from pyro_armed.batch import Batch
 from pyro_armed.module import OBSERVATIONS, MixedEffectsModule, group_plate
+from pyro_armed.seeds import seeded
 
 __all__ = ["LatentSite", "MeanFieldGuide", "latent_sites"]
 
@@ -69,8 +70,7 @@ def latent_sites(module: MixedEffectsModule, batch: Batch) -> list[LatentSite]:
     """
     plates = {group_plate(group.name): group.name for group in module.spec.groups}
     whole = Batch(size=batch.size, n_rows=batch.n_rows)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
+    with seeded(0), torch.no_grad():
         traces = [
             poutine.trace(poutine.block(module.sample_latents, hide_types=["param"])).get_trace(whole)
             for _ in range(15)

@@ -20,6 +20,7 @@ from pyro_armed.module import MixedEffectsModule
 from pyro_armed.objective import Objective
 from pyro_armed.posterior import Chain, Posterior
 from pyro_armed.sampling import sample_nuts
+from pyro_armed.seeds import generator_for
 from pyro_armed.spec import ModelSpec
 from pyro_armed.structured import StructuredGuide
 from pyro_armed.structured_fit import correct_globals, draw_effects, fit_structured
@@ -220,7 +221,7 @@ def _train_mean_field(
     ingredients: Ingredients, settings: InferenceSettings, module: MixedEffectsModule, seed: int, label: str
 ) -> tuple[MeanFieldGuide, Any]:
     data = ingredients.data
-    guide = MeanFieldGuide(module, data, torch.Generator().manual_seed(seed))
+    guide = MeanFieldGuide(module, data, generator_for(seed, "start"))
     head = build_adversary(ingredients.adversary, ingredients.spec, data, seed)
     objective = Objective(module, guide, head, ingredients.fixed_effects_weight)
     training = settings.training(ingredients.plan is not None)

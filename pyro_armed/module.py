@@ -215,7 +215,10 @@ class MixedEffectsModule(LocalPyroModule):
         with ExitStack() as stack:
             stack.enter_context(pyro.plate(OBSERVATIONS, batch.n_rows, subsample=batch.rows, dim=-1))
             if batch.weights is not None:
-                stack.enter_context(poutine.scale(scale=batch.weights))
+                # Pyro refuses a scale of zero.
+                counted = batch.weights > 0
+                stack.enter_context(poutine.mask(mask=counted))
+                stack.enter_context(poutine.scale(scale=batch.weights.masked_fill(~counted, 1.0)))
             pyro.sample(self.spec.response, distribution, obs=batch.response)
 
     # --- pure functions of values ------------------------------------------------------------------------

@@ -93,7 +93,11 @@ def extend_effects(
 
 
 def _marginal(
-    module: MixedEffectsModule, block: EffectBlock, values: Mapping[str, Tensor], new: int, generator: torch.Generator
+    module: MixedEffectsModule,
+    block: EffectBlock,
+    values: Mapping[str, Tensor],
+    new: int,
+    generator: torch.Generator,
 ) -> Tensor:
     """Draws of new groups' effects, shape (S, new, K) or (S, new, K, R)."""
     offsets = []

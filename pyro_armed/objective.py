@@ -188,7 +188,7 @@ def negative_elbo(
         if site["type"] != "sample" or _is_deterministic(site):
             continue
         if site["is_observed"]:
-            part = -_scaled(site["fn"].log_prob(site["value"]), site)
+            part = -_scaled(_masked(site["fn"].log_prob(site["value"]), site), site)
         else:
             part = _divergence(guide_trace.nodes[name], site)
         loss = part if loss is None else loss + part
@@ -219,6 +219,11 @@ def _scaled(values: Tensor, site: Mapping[str, object]) -> Tensor:
     return (
         (values * site["scale"]).sum() if isinstance(site["scale"], Tensor) else values.sum() * site["scale"]
     )  # type: ignore[operator, return-value]
+
+
+def _masked(values: Tensor, site: Mapping[str, object]) -> Tensor:
+    mask = site["mask"]
+    return values.masked_fill(~mask, 0.0) if isinstance(mask, Tensor) else values
 
 
 def _is_deterministic(site: Mapping[str, object]) -> bool:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +16,7 @@ from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.new_groups import check_mode, extend_effects
 from pyro_armed.posterior import Chain, Posterior, with_row_axis
+from pyro_armed.seeds import generator_for, seeded, stream
 from pyro_armed.training import single_thread
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "evaluated_rows",
     "extended_chains",
     "predict_draws",
-    "stream",
 ]
 
 KINDS = ("mean", "response", "linear")
@@ -112,7 +110,7 @@ def extended_chains(
     """
     check_mode(mode, encoded.new_groups)
     sizes = {group: len(labels) for group, labels in encoded.new_groups.items()}
-    generator = torch.Generator().manual_seed(stream(seed, "new groups"))
+    generator = generator_for(seed, "new groups")
     chains = []
     for chain in posterior.chains:
         values = chain.values
@@ -164,29 +162,6 @@ def _width(module: MixedEffectsModule, n_rows: int) -> int:
     return max(1, _ELEMENTS // (max(1, n_rows) * max(spec.n_predictors * effects, len(spec.levels))))
 
 
-def stream(seed: int, *purpose: str | int) -> int:
-    """A seed for one purpose: random numbers of one seed that serve two purposes would be the same.
-
-    Parameters
-    ----------
-    seed : int
-        The user's seed.
-    *purpose : str or int
-        What the numbers are for.
-
-    Returns
-    -------
-    int
-
-    Examples
-    --------
-    >>> stream(0, "responses") == stream(0, "responses"), stream(0, "responses") == stream(0, "new groups")
-    (True, False)
-    """
-    words = [word if isinstance(word, int) else zlib.crc32(word.encode()) for word in purpose]
-    return int(np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
 def predict_draws(
     posterior: Posterior,
     encoded: Encoded,
@@ -225,8 +200,7 @@ def predict_draws(
     if kind not in KINDS:
         raise ArgumentError(f"kind={kind!r} is not one of {', '.join(map(repr, KINDS))}.")
     chains: list[list[Tensor]] = [[] for _ in posterior.chains]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(seed, "responses"))
+    with seeded(stream(seed, "responses")):
         for part in evaluated_chunks(posterior, encoded, mode, seed=seed, draws=draws):
             chains[part.chain].append(_prediction(part, encoded, kind))
     return torch.stack([torch.cat(parts) for parts in chains])

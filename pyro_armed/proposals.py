@@ -36,7 +36,11 @@ class StudentComponent:
         """Draws, shape (count, P)."""
         size = len(self.mean)
         noise = torch.randn(count, size, generator=generator, dtype=self.mean.dtype)
-        chi = torch.randn(count, round(self.degrees), generator=generator, dtype=self.mean.dtype).square().sum(-1)
+        chi = (
+            torch.randn(count, round(self.degrees), generator=generator, dtype=self.mean.dtype)
+            .square()
+            .sum(-1)
+        )
         return self.mean + (noise * (self.degrees / chi).sqrt().unsqueeze(-1)) @ self.factor.mT
 
     def log_density(self, theta: Tensor) -> Tensor:
@@ -44,7 +48,11 @@ class StudentComponent:
         size, nu = len(self.mean), self.degrees
         white = torch.linalg.solve_triangular(self.factor, (theta - self.mean).mT, upper=False)
         constant = math.lgamma((nu + size) / 2) - math.lgamma(nu / 2) - 0.5 * size * math.log(nu * math.pi)
-        return constant - self.factor.diagonal().log().sum() - 0.5 * (nu + size) * torch.log1p(white.square().sum(0) / nu)
+        return (
+            constant
+            - self.factor.diagonal().log().sum()
+            - 0.5 * (nu + size) * torch.log1p(white.square().sum(0) / nu)
+        )
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,9 @@ class Proposal:
         """Draws, shape (count, P), a fixed share from each component."""
         shares = [round(component.weight * count) for component in self.components]
         shares[0] += count - sum(shares)
-        return torch.cat([c.sample(share, generator) for c, share in zip(self.components, shares, strict=True)])
+        return torch.cat(
+            [c.sample(share, generator) for c, share in zip(self.components, shares, strict=True)]
+        )
 
     def log_density(self, theta: Tensor) -> Tensor:
         """Log density of the mixture, shape (S,)."""

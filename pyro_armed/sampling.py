@@ -1,8 +1,9 @@
 """NUTS on the Pyro model: the reference that variational inference is judged by.
 
-The density is that of the Pyro model, taken from its trace. Its gradient is recorded once as a graph of tensor
-operations, which spares Pyro's handlers and autograd's bookkeeping at each leapfrog step. A short mean-field fit
-gives the sampler its units: it starts with a mass matrix of about the right size, and warm-up costs a third.
+The density is that of the Pyro model, taken from its trace. Its gradient is recorded once as a graph of
+tensor operations, which spares Pyro's handlers and autograd's bookkeeping at each leapfrog step. A short
+mean-field fit gives the sampler its units: it starts with a mass matrix of about the right size, which
+halves the leapfrog steps of the warm-up.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ def sample_nuts(
 ) -> Posterior:
     """Draw from the posterior with the No-U-Turn sampler.
 
-    A network's body is taken as it is: its features are computed once, and all other unknowns are sampled given
-    them (`Posterior.attributes` says so under ``conditions_on``). Sampling is in double precision on the CPU.
+    A network's body is taken as it is: its features are computed once, and all other unknowns are sampled
+    given them (`Posterior.attributes` says so under ``conditions_on``). Sampling is in double precision on
+    the CPU.
 
     Parameters
     ----------
@@ -101,7 +103,8 @@ def sample_nuts(
     >>> import pyro_armed as pa
     >>> data = pa.simulate.mixed_model(4, 10, seed=0)
     >>> model = pa.ARMED("y ~ x1 + (1 | group)", data.frame)
-    >>> posterior = sample_nuts(model.module, model.module.data, draws=5, warmup=20, chains=1, progressbar=False)
+    >>> module = model.module
+    >>> posterior = sample_nuts(module, module.data, draws=5, warmup=20, chains=1, progressbar=False)
     >>> posterior.chains[0].values["1|group"].shape
     torch.Size([5, 4])
     """
@@ -126,8 +129,8 @@ def sample_nuts(
     diverging = int(sum(int(chain.stats["diverging"].sum()) for chain in finished))
     if diverging:
         warnings.warn(
-            f"{diverging} of {draws * chains} NUTS draws diverged: the posterior has corners that the sampler did "
-            "not reach. Use a longer warmup, or narrower priors for the sds between groups.",
+            f"{diverging} of {draws * chains} NUTS draws diverged: the posterior has corners that they "
+            "do not reach. Use a longer warmup, or narrower priors for the sds between groups.",
             ConvergenceWarning,
             stacklevel=2,
         )
@@ -331,10 +334,12 @@ def _simplified(graph: GraphModule) -> GraphModule:
     for node in graph.graph.nodes:
         if node.op == "get_attr":
             known[node] = getattr(graph, str(node.target))
-        elif node.op == "call_function" and node not in written and not _writes(node):
-            if all(source in known for source in node.all_input_nodes):
-                args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
-                known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+            continue
+        if node.op != "call_function" or node in written or _writes(node):
+            continue
+        if all(source in known for source in node.all_input_nodes):
+            args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
+            known[node] = node.target(*args, **kwargs)
     for number, (node, value) in enumerate(list(known.items())):
         needed = any(user not in known for user in node.users)
         if node.op == "call_function" and needed and isinstance(value, Tensor):
@@ -409,7 +414,7 @@ class _Kernel(NUTS):
             return density.negative(center + scale * position)
 
         def potential(parameters: Mapping[str, Tensor]) -> Tensor:
-            return _Gradient.apply(parameters["position"], negative, scale)  # type: ignore[no-any-return]
+            return _Gradient.apply(parameters["position"], negative, scale)
 
         super().__init__(potential_fn=potential, target_accept_prob=TARGET_ACCEPT, step_size=0.1)
 
@@ -446,7 +451,7 @@ def _run(
 def _statistics(kernel: _Kernel, draw: int, mean: float) -> dict[str, Any]:
     """Statistics of the last trajectory; Pyro keeps only the running mean of the acceptance rate."""
     return {
-        "lp": -float(kernel._potential_energy_last),
+        "lp": -float(kernel._potential_energy_last),  # type: ignore[arg-type]
         "energy": kernel.energy,
         "acceptance_rate": mean + (kernel._mean_accept_prob - mean) * (draw + 1),
         "diverging": bool(kernel._divergences and kernel._divergences[-1] == draw),

@@ -101,7 +101,9 @@ class StructuredGuide(LocalPyroModule):
             For a minibatch.
         """
         if batch is not None and (batch.rows is not None or batch.present):
-            raise ArgumentError("The structured guide needs all rows at once; use guide='mean_field' for minibatches.")
+            raise ArgumentError(
+                "The structured guide needs all rows at once; use guide='mean_field' for minibatches."
+            )
         mean, factor = self.mean_and_factor()
         covariance = dist.MultivariateNormal(mean, covariance_matrix=factor @ factor.mT)
         theta = pyro.sample(_GLOBALS, covariance, infer={"is_auxiliary": True})
@@ -147,11 +149,14 @@ class StructuredGuide(LocalPyroModule):
         with pyro.plate(group_plate(name), table.shape[1], dim=-1):
             for block, part in self.conditional.offsets(name, table):
                 for term, offset in zip(block.terms, part, strict=True):
-                    density = (share if not draws else torch.zeros_like(share)).unsqueeze(-1).expand(offset.shape[:2])
+                    density = (
+                        (share if not draws else torch.zeros_like(share))
+                        .unsqueeze(-1)
+                        .expand(offset.shape[:2])
+                    )
                     event_dim = offset.dim() - 2
                     if not batched:
                         offset, density = offset[0], density[0]
                     site = f"{block.effect_name(term)}_offset"
                     draws[site] = pyro.sample(site, dist.Delta(offset, density, event_dim=event_dim))
         return draws
-

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from pyro_armed.gaussian_conditional import GaussianConditional
 from pyro_armed.importance import KHAT_LIMIT, effective_size, pareto_smooth, systematic_resample
 from pyro_armed.proposals import defensive_proposal
+from pyro_armed.seeds import generator_for
 from pyro_armed.structured import StructuredGuide
 
 __all__ = ["GlobalDraws", "StructuredFit", "correct_globals", "draw_effects", "fit_structured", "marginal"]
@@ -124,7 +125,7 @@ def fit_structured(
     -------
     StructuredFit
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_for(seed, "guide")
     with tqdm(total=max_steps, desc=label, disable=not progressbar, leave=False, mininterval=0.5) as bar:
         bar.set_postfix_str("mode", refresh=False)
         mode, found = _mode(guide, generator)
@@ -147,9 +148,11 @@ def _mode(guide: StructuredGuide, generator: torch.Generator) -> tuple[Tensor, b
         if not bool(torch.isfinite(value)):
             return 1e15, np.zeros_like(x)
         (gradient,) = torch.autograd.grad(value, theta)
-        return float(value), gradient.double().nan_to_num(0.0).numpy()
+        return float(value.detach()), gradient.double().nan_to_num(0.0).numpy()
 
-    result = minimize(objective, begin.double().numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    result = minimize(
+        objective, begin.double().numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 500}
+    )
     mode = torch.as_tensor(result.x, dtype=start.dtype)
     guide.remember_mode(mode)
     return mode, bool(result.success and np.isfinite(result.fun))
@@ -244,7 +247,7 @@ def correct_globals(guide: StructuredGuide, draws: int, *, seed: int, oversample
     -------
     GlobalDraws
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_for(seed, "globals")
     order = quadrature_order(guide)
     mean, factor = guide.mean_and_factor()
     theta, log_weight = _weighted(guide, mean, factor, max(draws, 200), order, generator)
@@ -261,7 +264,11 @@ def correct_globals(guide: StructuredGuide, draws: int, *, seed: int, oversample
     else:
         theta, log_weight = _from_guide(guide, draws, order, generator)
         chosen = torch.arange(draws)
-    details = {"khat_guide": first, "ess_weights": float(effective_size(smoothed)), "quadrature": float(order)}
+    details = {
+        "khat_guide": first,
+        "ess_weights": float(effective_size(smoothed)),
+        "quadrature": float(order),
+    }
     return GlobalDraws(theta[chosen], log_weight[chosen], float(khat), corrected, details)
 
 
@@ -288,7 +295,9 @@ def _weighted(
     guide: StructuredGuide, mean: Tensor, factor: Tensor, count: int, order: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Draws from a defensive proposal and their log weights."""
-    proposal = defensive_proposal(mean, torch.linalg.cholesky(factor @ factor.mT), guide.space.variance_parameters)
+    proposal = defensive_proposal(
+        mean, torch.linalg.cholesky(factor @ factor.mT), guide.space.variance_parameters
+    )
     theta = proposal.sample(count, generator)
     parts = [_safe_marginal(guide, part, order) for part in _chunks(guide, theta, order)]
     return theta, torch.cat(parts) - proposal.log_density(theta)
@@ -324,13 +333,17 @@ def _chunks(guide: StructuredGuide, theta: Tensor, order: int = 1) -> Iterator[T
     others = sum(conditional.counts[n] * conditional.widths[n] for n in conditional.groups[1:])
     first = conditional.groups[0] if conditional.groups else None
     dense = others * (others + (conditional.counts[first] * conditional.widths[first] if first else 0))
-    rows = conditional.counts[first] if isinstance(conditional, GaussianConditional) and first else conditional.batch.size
+    rows = conditional.batch.size
+    if first and isinstance(conditional, GaussianConditional):
+        rows = conditional.counts[first]
     each = rows * width * max(width, 2) + dense
     yield from theta.split(max(1, _ELEMENTS // max(each, 1)))
 
 
 @torch.no_grad()
-def draw_effects(guide: StructuredGuide, theta: Tensor, *, seed: int, candidates: int = 8) -> tuple[dict[str, Tensor], Tensor]:
+def draw_effects(
+    guide: StructuredGuide, theta: Tensor, *, seed: int, candidates: int = 8
+) -> tuple[dict[str, Tensor], Tensor]:
     """Draw the group effects given draws of theta.
 
     With one grouping factor and a response that is not Gaussian each group's draw is chosen among
@@ -354,7 +367,7 @@ def draw_effects(guide: StructuredGuide, theta: Tensor, *, seed: int, candidates
     log_ratio : Tensor, shape (S, C)
         Log ratio of each group's conditional and its Gaussian, at one plain draw; empty for crossed factors.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_for(seed, "effects")
     conditional = guide.conditional
     parts: list[dict[str, Tensor]] = []
     ratios: list[Tensor] = []

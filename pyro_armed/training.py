@@ -16,6 +16,7 @@ from pyro_armed.batch import Batch, minibatches
 from pyro_armed.errors import ArgumentError
 from pyro_armed.local import local_parameters
 from pyro_armed.objective import Objective
+from pyro_armed.seeds import generator_for, seeded, stream
 
 __all__ = ["TrainingResult", "TrainingSettings", "no_validation", "single_thread", "train"]
 
@@ -158,13 +159,12 @@ def train(
     """
     total = settings.steps(data.n_rows)
     optimizer, parameters = _optimizer(objective, settings)
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_for(seed, "minibatches")
     plateau, elbo, adversary = _Plateau(), [], []
     watch = objective.adversary
     converged, norm = False, math.inf
     objective.module.train()
-    with single_thread(data), torch.random.fork_rng(devices=[]), local_parameters(), no_validation():
-        torch.manual_seed(seed)
+    with single_thread(data), seeded(stream(seed, "training")), local_parameters(), no_validation():
         with tqdm(total=total, desc=label, disable=not progressbar, leave=False, mininterval=0.5) as bar:
             for step, batch in enumerate(_batches(data, settings, total, generator)):
                 weight = watch.settings.weight_at(step / total) if watch else 0.0

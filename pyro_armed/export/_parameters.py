@@ -10,11 +10,11 @@ import xarray as xr
 from pyro_armed.batch import Batch
 from pyro_armed.draws import DRAWS, without_row_axis
 from pyro_armed.errors import ArgumentError
-from pyro_armed.export._running import check_chains, evaluating, seeded
+from pyro_armed.export._running import check_chains, evaluating
 from pyro_armed.export._tables import Table, to_numpy
 from pyro_armed.module import MixedEffectsModule, group_plate
 from pyro_armed.posterior import Chain, Posterior
-from pyro_armed.predict import stream
+from pyro_armed.seeds import seeded, stream
 from pyro_armed.priors import corr_name
 from pyro_armed.spec import FEATURES, INTERCEPT, EffectBlock, ModelSpec, Predictor, Term
 
@@ -109,7 +109,7 @@ def prior_chain(module: MixedEffectsModule, draws: int, seed: int) -> Chain:
     nobody = Batch(size=0, n_rows=module.spec.n_rows)
     with (
         evaluating(module),
-        seeded(stream(seed, "prior"), module.priors.device),
+        seeded(stream(seed, "prior"), [module.priors.device]),
         pyro.plate(DRAWS, draws, dim=-2),
     ):
         values = module.sample_latents(nobody)

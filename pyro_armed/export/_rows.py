@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pyro_armed.batch import Batch
 from pyro_armed.errors import ArgumentError
-from pyro_armed.export._running import check_chains, evaluating, seeded
+from pyro_armed.export._running import check_chains, evaluating
 from pyro_armed.export._tables import Table, coordinate, row_labels, to_numpy, whole_numbers
 from pyro_armed.module import OBSERVATIONS, MixedEffectsModule
 from pyro_armed.posterior import Chain, Posterior
-from pyro_armed.predict import stream
+from pyro_armed.seeds import seeded, stream
 from pyro_armed.spec import ModelSpec
 
 __all__ = ["WHOLE", "constant_dataset", "observed_dataset", "pointwise"]
@@ -84,7 +84,7 @@ def pointwise(
     for position, chain in enumerate(posterior.chains):
         views = {name: array[position] for name, array in arrays.items()}
         device = chain.module.priors.device
-        with evaluating(chain.module), seeded(stream(seed, purpose, position), device):
+        with evaluating(chain.module), seeded(stream(seed, purpose, position), [device]):
             _fill(views, chain, batch.to(device), size)
     tables = {}
     for name, array in arrays.items():

@@ -13,7 +13,7 @@ from pyro_armed.errors import ArgumentError
 from pyro_armed.local import local_parameters
 from pyro_armed.posterior import Posterior
 
-__all__ = ["check_chains", "evaluating", "seeded"]
+__all__ = ["check_chains", "evaluating"]
 
 
 def check_chains(posterior: Posterior) -> None:
@@ -22,18 +22,6 @@ def check_chains(posterior: Posterior) -> None:
     if len(sizes) != 1:
         found = f"chains with {', '.join(map(str, sorted(sizes)))} draws" if sizes else "no chains"
         raise ArgumentError(f"posterior has {found}; give one or more chains with the same number of draws.")
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generator for a while; unlike `torch.manual_seed`, other devices' stay as they are."""
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.default_generator.manual_seed(seed)
-        for each in cuda:
-            with torch.cuda.device(each):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 @contextmanager

@@ -72,6 +72,11 @@ class _Elementwise(TorchDistribution):
         raise NotImplementedError
 
 
+def _bounded(rate: Tensor) -> Tensor:
+    """Rates whose counts torch can hold: above 2**53 it draws nonsense."""
+    return rate.clamp_max(2.0**53)
+
+
 class PoissonLog(_Elementwise):
     """Poisson counts with a given logarithm of the rate.
 
@@ -99,7 +104,7 @@ class PoissonLog(_Elementwise):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw counts."""
         with torch.no_grad():
-            return torch.poisson(self.mean.expand(self._extended_shape(torch.Size(sample_shape))))
+            return torch.poisson(_bounded(self.mean).expand(self._extended_shape(torch.Size(sample_shape))))
 
     def _log_density(self, value: Tensor) -> Tensor:
         return value * self.log_rate - self.log_rate.exp() - torch.lgamma(value + 1.0)
@@ -225,7 +230,7 @@ class NegativeBinomialMean(_Elementwise):
         """Draw counts."""
         with torch.no_grad():
             rate = dist.Gamma(self.alpha, self.alpha, validate_args=False).sample(sample_shape) * self.mean
-            return torch.poisson(rate)
+            return torch.poisson(_bounded(rate))
 
     def _log_density(self, value: Tensor) -> Tensor:
         alpha = self.alpha

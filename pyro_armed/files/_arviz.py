@@ -102,7 +102,8 @@ def _to_tensor(name: str, values: np.ndarray) -> tuple[Tensor, str]:
         text = json.dumps(flat).encode()
         return torch.tensor(np.frombuffer(text, dtype=np.uint8).copy()), values.dtype.str
     raise ArgumentError(
-        f"{name} in the ArviZ object holds {values.dtype} values, which cannot be saved; use numbers or strings."
+        f"{name} in the ArviZ object holds {values.dtype} values, which cannot be saved; "
+        "use numbers or strings."
     )
 
 

@@ -102,8 +102,8 @@ def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         raise FileFormatError(f"'{path}' is a safetensors file, but not a model saved by pyro_armed.")
     if metadata.get("version") != str(VERSION):
         raise FileFormatError(
-            f"'{path}' has version {metadata.get('version')} of the file format; this pyro_armed reads version "
-            f"{VERSION}. Load it with the pyro_armed that saved it."
+            f"'{path}' has version {metadata.get('version')} of the file format; this pyro_armed reads "
+            f"version {VERSION}. Load it with the pyro_armed that saved it."
         )
     try:
         header = json.loads(metadata["model"])

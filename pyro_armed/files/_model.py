@@ -34,11 +34,11 @@ _LIBRARIES = ("pyro_armed", "torch", "pyro-ppl", "arviz", "formulae", "safetenso
 def save(model: Any, path: str | os.PathLike[str]) -> None:
     """Write a fitted model to one file.
 
-    The file holds the posterior draws, the networks' weights and buffers, a mean-field guide, the formula with
-    what its transforms learned, labels of all groups and levels, and the ArviZ object as it is now. Training
-    rows are *not* in it, except for what the ArviZ object shows: the response and the group labels of each
-    row (``observed_data``, ``constant_data``), pointwise log likelihoods and predictive draws. Delete those
-    groups from ``model.idata`` first where they must not leave the house.
+    The file holds the posterior draws, the networks' weights and buffers, a mean-field guide, the formula
+    with what its transforms learned (levels, means, ranges), labels of all groups, and the ArviZ object as
+    it is now. Training rows are *not* in it, except for what the ArviZ object shows: the response and the
+    group labels of each row (``observed_data``, ``constant_data``), pointwise log likelihoods and predictive
+    draws. Delete those groups from ``model.idata`` first where they must not leave the house.
 
     Parameters
     ----------
@@ -126,7 +126,9 @@ def _restore(
     design = header["design"]
     stored = design["config"]["spec"]["family"]
     if header["own_family"] and family is None:
-        raise ArgumentError(f"The file's family {stored['name']!r} is not the library's: pass family=... to load().")
+        raise ArgumentError(
+            f"The file's family {stored['name']!r} is not the library's: pass family=... to load()."
+        )
     own = families.from_config(stored, family)
     model._design = _DESIGNS[design["kind"]].from_config(design["config"], own, namespace)
     model._user_priors = {name: decode_prior(prior) for name, prior in header["priors"].items()}
@@ -144,7 +146,10 @@ def _restore(
     count = max(len(found), 1 + max(header["best"], *(c["module"] for c in header["chains"])))
     modules = [
         MixedEffectsModule(
-            model.spec, PriorTable(model.spec, model._user_priors), found[i] if i < len(found) else None, layer
+            model.spec,
+            PriorTable(model.spec, model._user_priors),
+            found[i] if i < len(found) else None,
+            layer,
         ).eval()
         for i in range(count)
     ]
@@ -171,7 +176,10 @@ def _pack_chains(
 
 
 def _unpack_chain(
-    number: int, described: Mapping[str, Any], modules: list[MixedEffectsModule], tensors: Mapping[str, Tensor]
+    number: int,
+    described: Mapping[str, Any],
+    modules: list[MixedEffectsModule],
+    tensors: Mapping[str, Tensor],
 ) -> Chain:
     return Chain(
         modules[described["module"]],

@@ -14,7 +14,12 @@ from pyro_armed.errors import ArgumentError, FileFormatError
 
 __all__ = ["describe", "rebuild", "rebuild_plan"]
 
-_FLOATS = {str(t).removeprefix("torch."): t for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+_FLOATS = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
 
 
 def describe(plan: NetworkPlan, trained: list[nn.Module], tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -97,7 +102,8 @@ def rebuild(described: Mapping[str, Any], tensors: Mapping[str, Tensor], source:
             network.to(_FLOATS[described["dtype"]]).load_state_dict(state)
         except (RuntimeError, KeyError) as error:
             raise FileFormatError(
-                f"The stored weights of {name} do not fit {type(network).__name__}: {' '.join(str(error).split())}"
+                f"The stored weights of {name} do not fit the network {type(network).__name__}: "
+                f"{' '.join(str(error).split())}"
             ) from error
         found.append(network.eval())
     return found

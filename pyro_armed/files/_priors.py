@@ -74,7 +74,8 @@ def encode_prior(name: str, prior: Distribution) -> dict[str, Any]:
     known = _CLASSES.get(kind)
     if known is None or type(prior) not in inspect.getmro(known):
         raise ArgumentError(
-            f"The prior of {name!r}, {prior}, cannot be saved; files know {', '.join(_CLASSES)} and .to_event()."
+            f"The prior of {name!r}, {prior}, cannot be saved; files know {', '.join(_CLASSES)} and "
+            ".to_event()."
         )
     return {"class": kind, "args": {key: _encode(getattr(prior, key)) for key in _ARGUMENTS[kind]}}
 

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from pyro_armed.errors import ArgumentError
-from pyro_armed.networks._common import seeded, sizes_of, whole
+from pyro_armed.networks._common import sizes_of, whole
+from pyro_armed.seeds import seeded
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,

@@ -29,21 +29,5 @@ def sizes_of(values: Any, name: str) -> tuple[int, ...]:
     return tuple(whole(value, f"each size in {name}") for value in values)
 
 
-@contextmanager
-def seeded(seed: int | None, devices: Sequence[torch.device] = ()) -> Iterator[None]:
-    """Keep torch's random state (CPU and the CUDA ``devices``); inside, start from ``seed`` if given."""
-    if seed is not None:
-        seed = whole(seed, "seed", 0)
-    cuda = sorted({device.index for device in devices if device.type == "cuda" and device.index is not None})
-    with torch.random.fork_rng(devices=cuda):
-        if seed is not None:
-            # torch.manual_seed would also reseed accelerators that are not restored afterwards.
-            torch.default_generator.manual_seed(seed)
-            for index in cuda:
-                with torch.cuda.device(index):
-                    torch.cuda.manual_seed(seed)
-        yield
-
-
 def devices_of(network: nn.Module) -> list[torch.device]:
     return [tensor.device for tensor in (*network.parameters(), *network.buffers())]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pyro_armed.errors import ArgumentError
-from pyro_armed.networks._common import devices_of, seeded, whole
+from pyro_armed.networks._common import devices_of, whole
+from pyro_armed.seeds import seeded
 
 
 @contextmanager
