@@ -200,6 +200,11 @@ def describe_terms(text: str) -> list[Any]:
             f"In {text!r}, a group-specific term is inside another term; write '+ (1 + x | group)' by itself."
         )
     for component in (part for term in description.common_terms for part in getattr(term, "components", ())):
+        if not isinstance(component.name, str):
+            raise FormulaError(
+                f"In {text!r}, the number {component.name} stands where a column belongs; put "
+                "names in backticks."
+            )
         if getattr(component, "reference", None) is not None:
             raise FormulaError(
                 f"In {text!r}, {component.name}[...] is for responses; use I({component.name} == ...)."

@@ -112,6 +112,8 @@ def test_variables(text: str, names: set[str]) -> None:
         ("_x", "backticks"),
         ("x * ", "cannot be read"),
         ("x['a']", "is for responses"),
+        ("10", "the number 10 stands where a column belongs"),
+        ("x:2.5", "the number 2.5|cannot be read"),
         ("((1 | g))", "inside another term"),
         ("x*(1|g)", "cannot be read"),
         ("x + (z + (1 | g))", "cannot be read"),
