@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from contextlib import AbstractContextManager
+from typing import Any, Self
 
 import pyro
 from pyro.nn import PyroModule
@@ -27,4 +29,14 @@ class LocalPyroModule(PyroModule):
 
     def __init__(self) -> None:
         with local_parameters():
-            super().__init__(f"{type(self).__name__}{next(_numbers)}")
+            super().__init__(self._new_name())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy with a name of its own, so that it does not meet the original in the global store either."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__setstate__({**copy.deepcopy(self.__dict__, memo), "_pyro_name": self._new_name()})
+        return copied
+
+    def _new_name(self) -> str:
+        return f"{type(self).__name__}{next(_numbers)}"
