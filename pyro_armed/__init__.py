@@ -1,6 +1,6 @@
 """Bayesian mixed-effects deep learning on Pyro."""
 
-from pyro_armed import datasets, families, networks, priors, simulate
+from pyro_armed import datasets, diagnostics, families, networks, priors, simulate
 from pyro_armed.adversary import Adversary
 from pyro_armed.armed import ARMED, load
 from pyro_armed.effects import RandomEffects
@@ -12,6 +12,7 @@ __all__ = [
     "Adversary",
     "RandomEffects",
     "datasets",
+    "diagnostics",
     "families",
     "load",
     "networks",

@@ -16,6 +16,7 @@ from pyro_armed.adversary import Adversary
 from pyro_armed.arrays import ArrayDesign
 from pyro_armed.building import NetworkPlan, build_module
 from pyro_armed.design import Encoded, FormulaDesign
+from pyro_armed.diagnostics._fit import record_verdict
 from pyro_armed.effects import RandomEffects
 from pyro_armed.errors import ArgumentError, NotFittedError
 from pyro_armed.evaluation import evaluate
@@ -26,6 +27,7 @@ from pyro_armed.module import MixedEffectsModule
 from pyro_armed.posterior import Posterior
 from pyro_armed.predict import predict_draws
 from pyro_armed.report import describe_model, render_graph
+from pyro_armed.summary import Summary, summarize
 
 __all__ = ["ARMED", "load"]
 
@@ -267,12 +269,17 @@ class ARMED:
         Returns
         -------
         arviz.InferenceData or xarray.DataTree
-            Also kept as ``.idata``.
+            Also kept as ``.idata``. The attribute ``verdict`` says in words whether inference has converged.
 
         Raises
         ------
         ArgumentError
             For values that cannot be used.
+
+        Warns
+        -----
+        ConvergenceWarning
+            Where it has not, or its approximation is not to be trusted: see `diagnostics.convergence`.
 
         Notes
         -----
@@ -315,6 +322,7 @@ class ARMED:
             log_likelihood=log_likelihood,
             attributes={"formula": self.formula, **self._posterior.attributes},
         )
+        self._posterior.attributes["verdict"] = record_verdict(self._idata)
         return self._idata
 
     # --- prediction --------------------------------------------------------------------------------------
@@ -397,6 +405,27 @@ class ARMED:
         posterior = self._fitted()
         encoded = self._encode(data, groups, y, response=True, unseen_levels=unseen_levels)
         return evaluate(posterior, encoded, new_groups, seed=seed)
+
+    def summary(self, *, effects: bool = False) -> Summary:
+        """Estimates, intervals, R-hat, and sentences where something is off.
+
+        Parameters
+        ----------
+        effects : bool
+            Whether the groups' own effects are listed; there may be thousands.
+
+        Returns
+        -------
+        Summary
+            Prints as a table with its notes; ``.table`` is a DataFrame with columns ``mean``, ``sd``, ``q5``,
+            ``q95``, ``r_hat``, ``ess``; ``.notes`` are the sentences.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        """
+        return summarize(self.idata, self.spec, effects=effects)
 
     # --- files -------------------------------------------------------------------------------------------
 

@@ -177,6 +177,8 @@ def infer(ingredients: Ingredients, settings: InferenceSettings) -> InferenceRes
         "guide": settings.guide,
         "seed": settings.seed,
         "restarts": settings.restarts,
+        "early_stopping": settings.early_stopping,
+        "network": ingredients.plan is not None,
         "elbo": best.elbo,
         "converged": all(one.converged for one in fitted),
         "khat": max(one.khat for one in fitted),
@@ -236,6 +238,7 @@ def _mean_field(
     chain = draw_chain(module, guide, ingredients.data, settings.draws, seed=seed)
     chain.trace = result.elbo
     _, khat = pareto_smooth(chain.stats["log_weight"])
+    chain.quality = {"khat": khat, "converged": torch.tensor(float(result.converged))}
     return FittedChain(chain, guide, result.final * ingredients.spec.n_rows, result.converged, float(khat))
 
 
@@ -264,7 +267,9 @@ def _structured(
     if ratios.shape[1]:
         _, by_group = pareto_smooth(ratios.T)
         notes["khat_by_group_max"] = float(by_group.max())
+        chain.quality[f"khat|{guide.conditional.groups[0]}"] = by_group
     converged = fit.converged and (trained is None or trained.converged)
+    chain.quality |= {"khat": torch.tensor(globals_.khat), "converged": torch.tensor(float(converged))}
     elbo = float(fit.elbo[-25:].mean()) * n_rows
     return FittedChain(chain, guide, elbo, converged, globals_.khat, notes)
 

@@ -29,12 +29,16 @@ class Chain:
         Sample statistics of each draw, shape (S,), such as ``log_weight`` or ``diverging``.
     trace : Tensor
         The ELBO per row over training, shape (steps,); empty for NUTS.
+    quality : dict of str to Tensor
+        What says how good the approximation is: ``khat`` and ``converged``, scalars, and ``khat|GROUP``, shape
+        (C,), for each grouping factor's effects given everything else.
     """
 
     module: MixedEffectsModule
     values: dict[str, Tensor]
     stats: dict[str, Tensor] = field(default_factory=dict)
     trace: Tensor = field(default_factory=lambda: torch.empty(0))
+    quality: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def n_draws(self) -> int:

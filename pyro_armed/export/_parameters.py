@@ -127,7 +127,8 @@ def sample_stats_dataset(posterior: Posterior) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Each entry of ``chain.stats`` with dimensions (chain, draw), NaN for chains that lack it; ``elbo``
+        Each entry of ``chain.stats`` with dimensions (chain, draw), NaN for chains that lack it; each of
+        ``chain.quality`` with (chain), or (chain, district__factor_dim) for ``khat|district``; ``elbo``
         (chain, step), the ELBO per row, NaN after a chain's last step.
     """
     check_chains(posterior)
@@ -136,6 +137,14 @@ def sample_stats_dataset(posterior: Posterior) -> xr.Dataset:
         absent = torch.full((posterior.n_draws,), torch.nan)
         values = [chain.stats.get(name, absent).detach().cpu().numpy() for chain in posterior.chains]
         table.add(name, (), np.stack(values))
+    spec = posterior.chains[0].module.spec
+    for name in dict.fromkeys(name for chain in posterior.chains for name in chain.quality):
+        if any(name not in chain.quality for chain in posterior.chains):
+            continue
+        _, _, group = name.partition("|")
+        dims = (table.dim(group_plate(group), spec.group(group).labels),) if group else ()
+        values = [to_numpy(chain.quality[name]) for chain in posterior.chains]
+        table.add(name, dims, np.stack(values), lead=("chain",))
     traces = [to_numpy(chain.trace).reshape(-1) for chain in posterior.chains]
     if steps := max(map(len, traces)):
         padded = [np.pad(trace, (0, steps - len(trace)), constant_values=np.nan) for trace in traces]

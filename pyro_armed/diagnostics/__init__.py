@@ -1,0 +1,20 @@
+"""Whether to trust a fit. Each function takes the fitted model; most take its ArviZ object as well."""
+
+from pyro_armed.diagnostics._checks import calibration, group_check
+from pyro_armed.diagnostics._fit import convergence, khat, r_hat
+from pyro_armed.diagnostics._groups import group_log_likelihood, loo_group
+from pyro_armed.diagnostics._sbc import SBC, sbc
+from pyro_armed.diagnostics._variance import icc
+
+__all__ = [
+    "SBC",
+    "calibration",
+    "convergence",
+    "group_check",
+    "group_log_likelihood",
+    "icc",
+    "khat",
+    "loo_group",
+    "r_hat",
+    "sbc",
+]
