@@ -112,6 +112,7 @@ class GroupConditional:
         self.parameters = [p.parameter for p in spec.predictors if p.blocks]
         self.columns = {p: self._outputs(p) for p in self.parameters}
         self.n_columns = sum(self.columns.values())
+        self._padded = self._padding()
 
     # --- the density -------------------------------------------------------------------------------------
 
@@ -150,6 +151,9 @@ class GroupConditional:
         eta = problem.base
         for name, loading, z in zip(self.groups, problem.loadings, effects, strict=True):
             gathered = z[:, self.batch.codes[name]]
+            if loading.shape[2] > 4:
+                eta = eta + torch.einsum("snde,snd->sne", loading, gathered)
+                continue
             # A sum over a handful of effects is faster term by term than along a short axis.
             for d in range(loading.shape[2]):
                 eta = eta + loading[:, :, d] * gathered[:, :, d, None]
@@ -194,7 +198,7 @@ class GroupConditional:
         if start is None:
             start = [problem.base.new_zeros(1, self.counts[n], self.widths[n]) for n in self.groups]
         mode = [part.expand(size, -1, -1) for part in start]
-        current = self.joint(frozen, mode)
+        current = self._by_step(frozen, mode)
         for _ in range(steps):
             direction = self._newton(frozen, mode, differentiable=False)[0]
             mode, current, change = self._line_search(frozen, mode, current, direction)
@@ -213,28 +217,35 @@ class GroupConditional:
     def _line_search(
         self, problem: Problem, mode: list[Tensor], current: Tensor, direction: list[Tensor]
     ) -> tuple[list[Tensor], Tensor, float]:
-        """Halve the step for those of the S problems that it would worsen."""
+        """Halve the step where it would worsen: for each group, or for each problem where factors cross."""
         scale = torch.ones_like(current)
-        for _ in range(12):
-            proposal = [m + d * scale[:, None, None] for m, d in zip(mode, direction, strict=True)]
-            reached = self.joint(problem, proposal)
+        # From far away the first step with a log link may be too long by many orders of magnitude.
+        for _ in range(40):
+            proposal = [m + d * scale.unsqueeze(-1) for m, d in zip(mode, direction, strict=True)]
+            reached = self._by_step(problem, proposal)
             worse = ~(reached >= current - 1e-9 * current.abs() - 1e-9)
             if not bool(worse.any()):
                 break
             scale = torch.where(worse, scale * 0.5, scale)
         else:
-            keep = worse[:, None, None]
+            keep = worse.unsqueeze(-1)
             proposal = [torch.where(keep, m, p) for m, p in zip(mode, proposal, strict=True)]
             reached = torch.where(worse, current, reached)
         change = max(float((p - m).abs().max()) for m, p in zip(mode, proposal, strict=True))
         return proposal, reached, change
+
+    def _by_step(self, problem: Problem, mode: list[Tensor]) -> Tensor:
+        """Log density of what has a step length of its own: (S, C) for one grouping factor, else (S, 1)."""
+        if len(self.groups) == 1:
+            return self.by_group(problem, mode)
+        return self.joint(problem, mode).unsqueeze(-1)
 
     def _newton(
         self, problem: Problem, mode: list[Tensor], differentiable: bool
     ) -> tuple[list[Tensor], tuple]:
         gradient, curvature = self._row_derivatives(problem, mode, differentiable)
         scores = [self._score(problem, g, mode, gradient) for g in range(len(self.groups))]
-        precision = self._precision(problem, curvature)
+        precision = self._precision(problem, self._definite_curvature(problem, curvature))
         return self._apply_inverse(precision, scores), precision
 
     def _row_derivatives(
@@ -256,16 +267,73 @@ class GroupConditional:
                 )
                 rows.append(-row)
             curvature = torch.stack(rows, dim=-2)
-        if self.n_columns == 1:
-            curvature = curvature.clamp_min(0.0)
-        elif len(self.parameters) > 1:
-            # A modelled scale has no concave density: keep the diagonal, where it is positive.
-            curvature = torch.diag_embed(curvature.diagonal(dim1=-2, dim2=-1).clamp_min(0.0))
         return (gradient, curvature) if differentiable else (gradient.detach(), curvature.detach())
+
+    def _definite_curvature(self, problem: Problem, curvature: Tensor) -> Tensor:
+        """The curvature itself where the Hessian with it is positive definite, else its positive diagonal.
+
+        Densities with heavy tails or a modelled scale are not concave everywhere; at a mode the Hessian is
+        definite all the same, and the derivative of the mode needs it exact.
+        """
+        if len(self.parameters) == 1 and (self.n_columns > 1 or not bool((curvature < 0).any())):
+            return curvature
+        concave = torch.diag_embed(curvature.diagonal(dim1=-2, dim2=-1).clamp_min(0.0))
+        with torch.no_grad():
+            definite = self._is_definite(problem, curvature)
+        return torch.where(definite[..., None, None], curvature, concave)
+
+    def _is_definite(self, problem: Problem, curvature: Tensor) -> Tensor:
+        """Whether the Hessian is positive definite, for the group of each row or for all; shape (S, N or 1)."""
+        weighted = self._weighted(problem, curvature)
+        blocks = self._blocks(problem, weighted)
+        primary, info = torch.linalg.cholesky_ex(blocks)
+        definite = info == 0
+        if len(self.groups) == 1:
+            return definite[:, self.batch.codes[self.groups[0]]]
+        primary = torch.where(definite[..., None, None], primary, torch.eye(primary.shape[-1]).to(primary))
+        crossed, dense = self._dense_parts(problem, weighted)
+        cross = torch.linalg.solve_triangular(
+            primary, crossed.reshape(*primary.shape[:3], dense.shape[-1]), upper=False
+        ).reshape(crossed.shape)
+        _, info = torch.linalg.cholesky_ex(dense - cross.mT @ cross)
+        return (definite.all(-1) & (info == 0)).unsqueeze(-1)
 
     def _score(self, problem: Problem, g: int, mode: list[Tensor], gradient: Tensor) -> Tensor:
         rows = (problem.loadings[g] * gradient.unsqueeze(2)).sum(-1)
         return self._sum_by_group(g, rows) - mode[g]
+
+    def _gram(self, left: Tensor, right: Tensor) -> Tensor:
+        """Sums of products of two sets of rows (S, N, D, E) within the primary factor's groups, (S, C, D, D)."""
+        if self._padded is None:
+            return self._sum_by_group(0, torch.einsum("sndf,snkf->sndk", left, right))
+        size, width = left.shape[0], left.shape[2]
+        groups, rows = self._padded.shape
+        mask = (self._padded < self.batch.size).to(left.dtype)[:, :, None, None]
+        index = self._padded.clamp_max(self.batch.size - 1)
+
+        def arranged(values: Tensor) -> Tensor:
+            return values[:, index].transpose(-1, -2).reshape(size, groups, -1, width)
+
+        return arranged(left).mT @ (arranged(right) * mask.expand(-1, -1, left.shape[3], 1).reshape(groups, -1, 1))
+
+    def _padding(self) -> Tensor | None:
+        """Rows of each of the primary factor's groups, (C, n), padded with N; None where it would not pay.
+
+        Matrix products within groups beat sums over rows of outer products from three effects on.
+        """
+        if not self.groups or self.widths[self.groups[0]] < 3:
+            return None
+        codes = self.batch.codes[self.groups[0]]
+        counts = torch.bincount(codes, minlength=self.counts[self.groups[0]])
+        longest = int(counts.max())
+        if len(counts) * longest > 4 * self.batch.size:
+            return None
+        order = torch.argsort(codes, stable=True)
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])
+        position = torch.arange(len(codes), device=codes.device) - starts[codes[order]]
+        padded = torch.full((len(counts), longest), self.batch.size, device=codes.device)
+        padded[codes[order], position] = order
+        return padded
 
     def _sum_by_group(self, g: int, rows: Tensor) -> Tensor:
         """Sums of rows (S, N, ...) within groups, (S, C, ...)."""
@@ -275,11 +343,16 @@ class GroupConditional:
 
     def _precision(self, problem: Problem, curvature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Factors of the Hessian: see `Effects`."""
-        weighted = [torch.einsum("snde,snef->sndf", loading, curvature) for loading in problem.loadings]
-        rows = torch.einsum("sndf,snkf->sndk", weighted[0], problem.loadings[0])
-        blocks = self._sum_by_group(0, rows)
-        blocks = blocks + torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
-        return self._eliminate(blocks, *self._dense_parts(problem, weighted))
+        weighted = self._weighted(problem, curvature)
+        return self._eliminate(self._blocks(problem, weighted), *self._dense_parts(problem, weighted))
+
+    def _weighted(self, problem: Problem, curvature: Tensor) -> list[Tensor]:
+        return [torch.einsum("snde,snef->sndf", loading, curvature) for loading in problem.loadings]
+
+    def _blocks(self, problem: Problem, weighted: list[Tensor]) -> Tensor:
+        """The primary factor's blocks of the Hessian, shape (S, C, D, D)."""
+        blocks = self._gram(weighted[0], problem.loadings[0])
+        return blocks + torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
 
     @staticmethod
     def _eliminate(blocks: Tensor, crossed: Tensor, dense: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

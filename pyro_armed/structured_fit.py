@@ -34,6 +34,8 @@ _ELEMENTS = 400_000
 _PARTICLES = 8
 _WINDOW = 25
 _MANY_ROWS = 200_000
+# Row-effects that may be evaluated in SVI steps, and in importance weights.
+_STEP_BUDGET, _WEIGHT_BUDGET = 20_000_000, 60_000_000
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,7 @@ def _refine(
     trace: list[Tensor] = []
     best, stale, settled = -math.inf, 0, False
     particles = _PARTICLES if n_rows <= _MANY_ROWS else 2
+    max_steps = min(max_steps, affordable(guide, _STEP_BUDGET) // particles)
     for step in range(max_steps):
         half = torch.randn(particles // 2, guide.space.size, generator=generator, dtype=guide.center.dtype)
         elbo = _ascend(guide, optimizer, torch.cat([half, -half]))
@@ -208,6 +211,15 @@ def _refine(
             break
     guide.remember_mode(guide.mean_and_factor()[0].detach())
     return torch.stack(trace), settled
+
+
+def affordable(guide: StructuredGuide, budget: int) -> int:
+    """Evaluations of the marginal likelihood that a budget of row-effects pays for, at least 80."""
+    conditional = guide.conditional
+    rows = conditional.batch.size
+    if isinstance(conditional, GaussianConditional):
+        rows = sum(conditional.counts[name] for name in conditional.groups)
+    return max(80, budget // max(1, rows * sum(conditional.widths.values())))
 
 
 def _ascend(guide: StructuredGuide, optimizer: torch.optim.Optimizer, noise: Tensor) -> Tensor:
@@ -249,6 +261,8 @@ def correct_globals(guide: StructuredGuide, draws: int, *, seed: int, oversample
     """
     generator = generator_for(seed, "globals")
     order = quadrature_order(guide)
+    if affordable(guide, _WEIGHT_BUDGET) < oversample * draws:
+        return _uncorrected(guide, draws, generator)
     mean, factor = guide.mean_and_factor()
     theta, log_weight = _weighted(guide, mean, factor, max(draws, 200), order, generator)
     smoothed, khat = pareto_smooth(log_weight)
@@ -279,6 +293,18 @@ def quadrature_order(guide: StructuredGuide) -> int:
         return 1
     width = conditional.widths[conditional.groups[0]]
     return {1: 9, 2: 3}.get(width, 1)
+
+
+def _uncorrected(guide: StructuredGuide, draws: int, generator: torch.Generator) -> GlobalDraws:
+    """Draws of the guide where weighing them all would take too long; k-hat from some of them."""
+    count = min(draws, max(100, affordable(guide, _WEIGHT_BUDGET) // 4))
+    theta, log_weight = _from_guide(guide, count, 1, generator)
+    _, khat = pareto_smooth(log_weight)
+    mean, factor = guide.mean_and_factor()
+    noise = torch.randn(draws - count, len(mean), generator=generator, dtype=mean.dtype)
+    theta = torch.cat([theta, mean + noise @ factor.mT])
+    log_weight = torch.cat([log_weight, log_weight.new_full((draws - count,), math.nan)])
+    return GlobalDraws(theta, log_weight, float(khat), False, {"quadrature": 1.0})
 
 
 def _matched(theta: Tensor, log_weights: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
