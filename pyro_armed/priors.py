@@ -28,7 +28,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import Distribution, constraints
-from torch.distributions.transforms import Transform
+from torch.distributions.transforms import Transform, _InverseTransform
 
 from pyro_armed.errors import ArgumentError
 from pyro_armed.families import HalfStudentT
@@ -94,6 +94,10 @@ class PriorTable(Mapping[str, Prior]):
     def __init__(
         self, spec: ModelSpec, user: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.float64
     ):
+        if user is not None and not isinstance(user, Mapping):
+            raise ArgumentError(
+                f"priors must be a mapping of names to distributions, not {type(user).__name__}."
+            )
         self.spec, self.dtype = spec, dtype
         self.user = dict(user or {})
         self._priors: dict[str, Prior] = {}
@@ -111,7 +115,8 @@ class PriorTable(Mapping[str, Prior]):
             near = difflib.get_close_matches(unknown[0], self._priors, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ArgumentError(
-                f"priors has {unknown[0]!r}, which this model does not have.{hint} Known: {', '.join(self._priors)}."
+                f"priors has {unknown[0]!r}, which this model does not have.{hint} "
+                f"Known: {', '.join(self._priors)}."
             )
 
     def __getitem__(self, name: str) -> Prior:
@@ -205,10 +210,14 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
         return function(value) if value.is_floating_point() else value
     if isinstance(value, (list, tuple)):
         return type(value)(map_tensors(item, function) for item in value)
+    if isinstance(value, _InverseTransform):
+        return map_tensors(value.inv, function).inv
     if isinstance(value, (Distribution, Transform)):
         changed = copy.copy(value)
         for key, item in vars(value).items():
-            if isinstance(item, (Tensor, list, Distribution, Transform)):
+            if key == "_inv":  # a transform's inverse, which refers back to it
+                changed.__dict__[key] = None
+            elif isinstance(item, (Tensor, list, Distribution, Transform)):
                 changed.__dict__[key] = map_tensors(item, function)
         return changed
     return value
@@ -228,16 +237,29 @@ def _auxiliary_center(spec: ModelSpec, predictor: Predictor) -> float:
 
 def _checked(name: str, prior: Any, default: Distribution) -> Distribution:
     if not isinstance(prior, (Distribution, TorchDistributionMixin)):
+        kind = prior.__name__ if isinstance(prior, type) else type(prior).__name__
         raise ArgumentError(
-            f"The prior of {name!r} must be a Pyro distribution such as dist.Normal(0., 1.), not {type(prior).__name__}."
+            f"The prior of {name!r} must be a Pyro distribution such as dist.Normal(0., 1.), not {kind}."
         )
-    wanted, given = default.support, prior.support
-    nonnegative = given in (constraints.positive, constraints.nonnegative) or _is_positive_interval(given)
-    if wanted in (constraints.positive, constraints.nonnegative) and not nonnegative:
+    wanted, given = _innermost(default.support), _innermost(prior.support)
+    if prior.support.is_discrete:
+        raise ArgumentError(f"The prior of {name!r} must be continuous; {prior} is not.")
+    if wanted in (constraints.positive, constraints.nonnegative):
+        if given not in (constraints.positive, constraints.nonnegative) and not _is_positive_interval(given):
+            raise ArgumentError(
+                f"The prior of {name!r} must be positive, such as dist.HalfNormal(1.); {prior} is not."
+            )
+    elif wanted is not constraints.real and given is not wanted:
         raise ArgumentError(
-            f"The prior of {name!r} must be positive, such as dist.HalfNormal(1.); {prior} is not."
+            f"The prior of {name!r} must be one of the same kind as its default, {default}; {prior} is not."
         )
     return prior
+
+
+def _innermost(constraint: Any) -> Any:
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    return constraint
 
 
 def _is_positive_interval(constraint: Any) -> bool:
@@ -249,9 +271,11 @@ def _expanded(name: str, prior: Distribution, shape: tuple[int, ...]) -> Distrib
     current = tuple(prior.batch_shape + prior.event_shape)
     if current == shape:
         return prior.to_event(len(prior.batch_shape))
+    n_batch = len(shape) - len(prior.event_shape)
     try:
-        batch = shape[: len(shape) - len(prior.event_shape)]
-        return prior.expand(batch).to_event(len(batch))
+        if n_batch < 0 or shape[n_batch:] != tuple(prior.event_shape):
+            raise ValueError("the event shape does not fit")
+        return prior.expand(shape[:n_batch]).to_event(n_batch)
     except (RuntimeError, ValueError) as error:
         raise ArgumentError(
             f"The prior of {name!r} has shape {current}; the parameter has shape {shape}."

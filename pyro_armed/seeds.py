@@ -32,7 +32,9 @@ def stream(seed: int, *purpose: str | int) -> int:
     (True, False)
     """
     words = [word if isinstance(word, int) else zlib.crc32(word.encode()) for word in purpose]
-    return int(np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    # A spawn key, because trailing zeros in a list of seeds say nothing: [seed, a] and [seed, a, 0] are one.
+    sequence = np.random.SeedSequence(seed, spawn_key=tuple(words))
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def generator_for(seed: int, *purpose: str | int) -> torch.Generator:
@@ -42,7 +44,7 @@ def generator_for(seed: int, *purpose: str | int) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int | None, devices: Sequence[torch.device] = ()) -> Iterator[None]:
-    """Put torch's random state (CPU and the CUDA ``devices``) back afterwards; start from ``seed`` if given."""
+    """Put torch's random state (CPU, CUDA ``devices``) back afterwards; start from ``seed`` if given."""
     cuda = sorted({device.index or 0 for device in devices if device.type == "cuda"})
     with torch.random.fork_rng(devices=cuda):
         if seed is not None:

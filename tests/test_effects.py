@@ -1,0 +1,33 @@
+"""Random effects as users declare them."""
+
+import pytest
+
+import pyro_armed as pa
+from pyro_armed.errors import ArgumentError
+
+
+def test_defaults_and_equality():
+    made = pa.RandomEffects("site")
+    assert (made.intercept, made.slopes, made.correlated, made.parameter) == (True, None, False, "mu")
+    assert made == pa.RandomEffects("site")
+    assert made != pa.RandomEffects("site", slopes=[0])
+    with pytest.raises(AttributeError):
+        made.group = "other"
+
+
+@pytest.mark.parametrize("slopes", ["features", [0], ["age", 2], (0, 1)])
+def test_slopes_without_an_intercept(slopes):
+    assert pa.RandomEffects("site", intercept=False, slopes=slopes).slopes == slopes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"slopes": "feature"}, r"slopes='feature' is not known: use 'features'"),
+        ({"intercept": False}, r"RandomEffects\('site'\) has neither an intercept nor slopes"),
+        ({"intercept": False, "slopes": []}, r"neither an intercept nor slopes; set intercept=True"),
+    ],
+)
+def test_bad_input(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        pa.RandomEffects("site", **options)
