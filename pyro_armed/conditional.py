@@ -143,7 +143,7 @@ class GroupConditional:
         return log_prob if self.batch.weights is None else log_prob * self.batch.weights
 
     def evidence(self, problem: Problem) -> Tensor:
-        """log p(y | theta) of a model without group effects, shape (S,)."""
+        """The log density log p(y | theta) of a model without group effects, shape (S,)."""
         return self.log_likelihood(problem, problem.base).sum(-1)
 
     def eta(self, problem: Problem, effects: list[Tensor]) -> Tensor:
@@ -160,7 +160,7 @@ class GroupConditional:
         return eta
 
     def joint(self, problem: Problem, effects: list[Tensor]) -> Tensor:
-        """log p(y, z | theta) up to nothing: the normalising constant of z is included, shape (S,)."""
+        """The log density log p(y, z | theta) up to nothing: the normalising constant of z is included, shape (S,)."""
         total = self.log_likelihood(problem, self.eta(problem, effects)).sum(-1)
         for z in effects:
             total = total - 0.5 * z.square().sum((1, 2)) - 0.5 * math.log(2 * math.pi) * z[0].numel()
@@ -283,7 +283,7 @@ class GroupConditional:
         return torch.where(definite[..., None, None], curvature, concave)
 
     def _is_definite(self, problem: Problem, curvature: Tensor) -> Tensor:
-        """Whether the Hessian is positive definite, for the group of each row or for all; shape (S, N or 1)."""
+        """Whether the Hessian is positive definite, of each row's group or of all; shape (S, N or 1)."""
         weighted = self._weighted(problem, curvature)
         blocks = self._blocks(problem, weighted)
         primary, info = torch.linalg.cholesky_ex(blocks)
@@ -303,18 +303,20 @@ class GroupConditional:
         return self._sum_by_group(g, rows) - mode[g]
 
     def _gram(self, left: Tensor, right: Tensor) -> Tensor:
-        """Sums of products of two sets of rows (S, N, D, E) within the primary factor's groups, (S, C, D, D)."""
+        """Sums of products of rows (S, N, D, E) within the primary factor's groups, (S, C, D, D)."""
         if self._padded is None:
             return self._sum_by_group(0, torch.einsum("sndf,snkf->sndk", left, right))
         size, width = left.shape[0], left.shape[2]
-        groups, rows = self._padded.shape
+        groups = self._padded.shape[0]
         mask = (self._padded < self.batch.size).to(left.dtype)[:, :, None, None]
         index = self._padded.clamp_max(self.batch.size - 1)
 
         def arranged(values: Tensor) -> Tensor:
             return values[:, index].transpose(-1, -2).reshape(size, groups, -1, width)
 
-        return arranged(left).mT @ (arranged(right) * mask.expand(-1, -1, left.shape[3], 1).reshape(groups, -1, 1))
+        return arranged(left).mT @ (
+            arranged(right) * mask.expand(-1, -1, left.shape[3], 1).reshape(groups, -1, 1)
+        )
 
     def _padding(self) -> Tensor | None:
         """Rows of each of the primary factor's groups, (C, n), padded with N; None where it would not pay.
@@ -464,7 +466,7 @@ class GroupConditional:
 
     def log_density(self, effects: Effects, z: list[Tensor]) -> Tensor:
         """Log density of the Gaussian at z, shape (S,)."""
-        size, groups, width = effects.primary.shape[:3]
+        size = effects.primary.shape[0]
         centred = [a - b for a, b in zip(z, effects.mean, strict=True)]
         first = (effects.primary.mT @ centred[0].unsqueeze(-1)).reshape(size, -1, 1)
         square = effects.log_det.new_zeros(size)
@@ -483,7 +485,7 @@ class GroupConditional:
         return self.joint(problem, effects.mean) + 0.5 * (count * math.log(2 * math.pi) - effects.log_det)
 
     def by_group(self, problem: Problem, z: list[Tensor]) -> Tensor:
-        """log p(y_c, z_c | theta) of each group of the only grouping factor, shape (S, C)."""
+        """The log density log p(y_c, z_c | theta) of each group of the only grouping factor, shape (S, C)."""
         rows = self.log_likelihood(problem, self.eta(problem, z))
         return (
             self._sum_by_group(0, rows)
@@ -522,7 +524,7 @@ class GroupConditional:
         return integrals.sum(-1)
 
     def offsets(self, name: str, table: Tensor) -> list[tuple[EffectBlock, list[Tensor]]]:
-        """A factor's z (S, C, D) as the offsets of each block's terms: (S, C), (S, C, K), with R at the end."""
+        """A factor's z (S, C, D) as offsets of each block's terms: (S, C), (S, C, K), with R at the end."""
         result = []
         widths = [self._width(block) for block in self.blocks[name]]
         for block, part in zip(self.blocks[name], table.split(widths, dim=-1), strict=True):

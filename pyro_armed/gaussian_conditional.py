@@ -29,7 +29,7 @@ class GaussianProblem:
     values : mapping of str to Tensor
         Global values, (S, 1, ...).
     contrast : Tensor, shape (S, P + 1)
-        What turns columns and response into residuals: minus the coefficients, then one.
+        What turns columns and response into residuals: the prior centres minus the coefficients, then one.
     variance : Tensor, shape (S,)
         Noise variance.
     transforms : list of Tensor, shape (S, D_g, D_g)
@@ -69,6 +69,9 @@ class GaussianConditional(GroupConditional):
         super().__init__(module, batch, hidden, sizes)
         self._coefficients = self._coefficient_names()
         columns, offset = self._columns()
+        # Residuals are taken from the priors' centres: squares of a large mean would swallow the variance.
+        self._reference = self._prior_centres(columns)
+        offset = offset + columns @ self._reference
         rows = torch.cat([columns, (batch.response - offset).unsqueeze(-1)], dim=-1)  # type: ignore[operator]
         weight = torch.ones_like(offset) if batch.weights is None else batch.weights
         self.total_weight = weight.sum()
@@ -95,7 +98,11 @@ class GaussianConditional(GroupConditional):
         parts = [values[name].reshape(size, -1) for name in self._coefficients]
         coefficients = torch.cat(parts, dim=-1) if parts else values["sigma"].new_zeros(size, 0)
         contrast = torch.cat(
-            [-coefficients, torch.ones_like(coefficients[:, :1] if parts else values["sigma"])], dim=-1
+            [
+                self._reference - coefficients,
+                torch.ones_like(coefficients[:, :1] if parts else values["sigma"]),
+            ],
+            dim=-1,
         )
         transforms = [self._transform(name, values) for name in self.groups]
         return GaussianProblem(values, contrast, values["sigma"].reshape(size).square(), transforms)
@@ -106,7 +113,7 @@ class GaussianConditional(GroupConditional):
         return Effects(self._apply_inverse(precision, self._scores(problem)), *precision)
 
     def laplace(self, problem: GaussianProblem, effects: Effects) -> Tensor:  # type: ignore[override]
-        """log p(y | theta), exact, shape (S,)."""
+        """The log density log p(y | theta), exact, shape (S,)."""
         residual = torch.einsum("si,ij,sj->s", problem.contrast, self.squares, problem.contrast)
         explained = sum(
             (
@@ -120,7 +127,7 @@ class GaussianConditional(GroupConditional):
         return -0.5 * (log_scale + residual / problem.variance - explained + log_det)
 
     def evidence(self, problem: GaussianProblem) -> Tensor:
-        """log p(y | theta) of a model without group effects, shape (S,)."""
+        """The log density log p(y | theta) of a model without group effects, shape (S,)."""
         residual = torch.einsum("si,ij,sj->s", problem.contrast, self.squares, problem.contrast)
         return -0.5 * (
             self.total_weight * (math.log(2 * math.pi) + problem.variance.log()) + residual / problem.variance
@@ -149,8 +156,14 @@ class GaussianConditional(GroupConditional):
             for (name, shape), part in zip(shapes.items(), units.split(sizes, dim=-1), strict=True)
         }
         eta = module.linear_predictor(predictor, values, self.batch, self.hidden, random=False)
-        eta = eta.expand(len(units), -1) if eta.dim() > 1 else eta.expand(len(units), -1)
+        eta = eta.expand(len(units), -1)
         return (eta[1:] - eta[0]).mT, eta[0]
+
+    def _prior_centres(self, columns: Tensor) -> Tensor:
+        """Central prior value of each coefficient, shape (P,)."""
+        priors = [self.module.priors[name] for name in self._coefficients]
+        centres = [prior.shift.expand(max(1, prior.raw.event_shape.numel())) for prior in priors]
+        return torch.cat(centres) if centres else columns.new_zeros(0)
 
     def _slopes(self, name: str) -> Tensor:
         """Columns that a factor's effects multiply, shape (N, D)."""

@@ -1,5 +1,8 @@
-"""The structured guide: a full-rank Gaussian over the global variables, and given those each group's effects
-Gaussian at the mode and curvature of their own conditional."""
+"""The structured guide.
+
+A full-rank Gaussian over the global variables, and given those each group's effects Gaussian at the mode and
+curvature of their own conditional.
+"""
 
 from __future__ import annotations
 

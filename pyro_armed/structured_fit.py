@@ -78,7 +78,7 @@ class GlobalDraws:
 
 
 def marginal(guide: StructuredGuide, theta: Tensor, order: int = 1) -> Tensor:
-    """log p(y, theta) with the group effects integrated out, shape (S,).
+    """The log density log p(y, theta) with the group effects integrated out, shape (S,).
 
     Parameters
     ----------
@@ -223,7 +223,7 @@ def affordable(guide: StructuredGuide, budget: int) -> int:
 
 
 def _ascend(guide: StructuredGuide, optimizer: torch.optim.Optimizer, noise: Tensor) -> Tensor:
-    """One step up the ELBO, whose estimate it returns; draws that do not fit in memory go one after another."""
+    """One step up the ELBO, whose estimate it returns; draws too large for memory go one after another."""
     optimizer.zero_grad()
     entropy = guide.factor_raw.diagonal().sum() + guide.scale.diagonal().log().sum()
     elbo = entropy + 0.5 * guide.space.size * (1 + math.log(2 * math.pi))
@@ -343,7 +343,7 @@ def _from_guide(
 
 
 def _safe_marginal(guide: StructuredGuide, theta: Tensor, order: int) -> Tensor:
-    """log p(y, theta), minus infinity where a factorisation fails."""
+    """The log density log p(y, theta), minus infinity where a factorisation fails."""
     try:
         return marginal(guide, theta, order)
     except torch.linalg.LinAlgError:
