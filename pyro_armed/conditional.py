@@ -160,7 +160,7 @@ class GroupConditional:
         return eta
 
     def joint(self, problem: Problem, effects: list[Tensor]) -> Tensor:
-        """The log density log p(y, z | theta) up to nothing: the normalising constant of z is included, shape (S,)."""
+        """The log density log p(y, z | theta), constants included, shape (S,)."""
         total = self.log_likelihood(problem, self.eta(problem, effects)).sum(-1)
         for z in effects:
             total = total - 0.5 * z.square().sum((1, 2)) - 0.5 * math.log(2 * math.pi) * z[0].numel()
@@ -485,7 +485,7 @@ class GroupConditional:
         return self.joint(problem, effects.mean) + 0.5 * (count * math.log(2 * math.pi) - effects.log_det)
 
     def by_group(self, problem: Problem, z: list[Tensor]) -> Tensor:
-        """The log density log p(y_c, z_c | theta) of each group of the only grouping factor, shape (S, C)."""
+        """The log density of y_c and z_c given theta, group by group of the only factor, shape (S, C)."""
         rows = self.log_likelihood(problem, self.eta(problem, z))
         return (
             self._sum_by_group(0, rows)
