@@ -163,7 +163,7 @@ class MeanFieldGuide(LocalPyroModule):
     def _draw(site: LatentSite, location: Tensor, log_scale: Tensor) -> Tensor:
         base_event_dim = location.dim() - int(site.group is not None)
         normal = dist.Normal(location, log_scale.exp()).to_event(base_event_dim)
-        if site.support.event_dim == 0 and _is_real(site.support):
+        if _is_real(site.support):
             return pyro.sample(site.name, normal)
         return pyro.sample(site.name, dist.TransformedDistribution(normal, [biject_to(site.support)]))
 
