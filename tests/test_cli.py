@@ -1,5 +1,6 @@
 """The command line: what it writes is what the library returns; errors are one sentence and no file."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -305,7 +306,9 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         _tables.write_whole(path, half)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-    _tables.write_whole(path, lambda draft: draft.write_text("new"))
+    with path.open() as reader:  # a reader sees the old file to its end
+        _tables.write_whole(path, lambda draft: draft.write_text("new"))
+        assert reader.read() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -374,6 +377,21 @@ def test_demo_writes_table_posterior_and_picture(tmp_path, capsys):
     accuracy = [float(line[-2]) for line in table if line[-1][0].isdigit()]
     assert accuracy[2:] == [round(limit, 3) for limit in limits]
     assert accuracy[0] > 0.7
+
+
+@pytest.mark.slow
+def test_demo_reaches_the_limit():
+    """Mean over five data seeds of the accuracy's share of what the Bayes-optimal classifier reaches."""
+    options = argparse.Namespace(quiet=True)
+    shares = {"ARMED": [], "without": []}
+    for options.seed in range(5):
+        data = pa.simulate.spirals(seed=options.seed)
+        train, test = cli._demo.train_test(data.frame, options.seed)
+        for name, formula in (("ARMED", cli._demo.FORMULA), ("without", cli._demo.WITHOUT)):
+            model = cli._demo.fit(formula, train, cli._demo.Size(restarts=1), options)
+            shares[name].append(cli._demo.accuracy(model, test) / data.bayes_accuracy(test))
+    assert np.mean(shares["ARMED"]) >= 0.96, shares
+    assert np.mean(shares["ARMED"]) > np.mean(shares["without"]) + 0.03, shares
 
 
 def test_train_and_test_rows_share_nothing():

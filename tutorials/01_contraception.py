@@ -132,7 +132,7 @@ print(az.loo(idata))
 # ## Prediction: a district in the data, and a new one
 #
 # Take a 30-year-old woman (`age` is centred) in a town, with one child, in district 1; and the same woman
-# in a district that nobody has visited. For the new one there are two questions, and two answers:
+# in district 54, which the survey has no women of. For the new one there are two questions, and two answers:
 #
 # * `new_groups="population"`: in the *average* district, with the district's effects set to zero. lme4's
 #   `predict(re.form = NA)`.
@@ -145,8 +145,12 @@ print(az.loo(idata))
 woman = pd.DataFrame({"age": [0.0], "urban": ["Y"], "livch": ["1"]})
 cases = {
     "district 1": model.predict(woman.assign(district="1"), seed=0),
-    "new district, average": model.predict(woman.assign(district="new"), new_groups="population", seed=0),
-    "new district, some": model.predict(woman.assign(district="new"), new_groups="marginal", seed=0),
+    "district 54, as the average one": model.predict(
+        woman.assign(district="54"), new_groups="population", seed=0
+    ),
+    "district 54, as some district": model.predict(
+        woman.assign(district="54"), new_groups="marginal", seed=0
+    ),
 }
 rows = []
 for name, predicted in cases.items():
@@ -156,7 +160,7 @@ pd.DataFrame(rows, columns=["", "mean", "5 %", "95 %"]).set_index("").round(2)
 
 # %%
 try:
-    model.predict(woman.assign(district="61"))
+    model.predict(woman.assign(district="54"))
 except pa.errors.UnseenGroupError as error:
     print(error)
 

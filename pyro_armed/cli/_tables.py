@@ -103,7 +103,7 @@ def _known_labels(column: pd.Series, group: Group) -> pd.Series:
     """Labels of a column as the model knows them, matched by their text."""
     known = {label_text(label): label for label in group.labels}
     found = column.astype(object)
-    return found.map(lambda label: known.get(label_text(label), label), na_action="ignore")
+    return found.map(lambda label: known.get(label_text(label), label))
 
 
 def label_text(label: Any) -> str:
