@@ -134,6 +134,8 @@ class ARMED:
         offset: Any = None,
         trials: Any = None,
         columns: Sequence[str] | None = None,
+        response_name: str = "y",
+        missing: str = "error",
         standardize: bool = True,
         last_layer: str = "bayesian",
         fixed_effects_weight: float = 0.0,
@@ -156,6 +158,10 @@ class ARMED:
             Row weights, known values added to the predictor, trials of a binomial response.
         columns : sequence of str, optional
             Names of the columns of a two-dimensional x.
+        response_name : str
+            Name of the response in the ArviZ object.
+        missing : {"error", "drop"}
+            What to do with rows that have missing values.
         standardize : bool
             Whether columns of a two-dimensional x are standardised for the network.
 
@@ -181,6 +187,8 @@ class ARMED:
             offset=offset,
             trials=trials,
             columns=columns,
+            response_name=response_name,
+            missing=missing,
             standardize=standardize,
         )
         model = cls.__new__(cls)
