@@ -131,7 +131,7 @@ print(az.loo(idata))
 # %% [markdown]
 # ## Prediction: a district in the data, and a new one
 #
-# Take a 30-year-old woman (`age` is centred) in a town, with one child, in district 1; and the same woman
+# Take a woman of average age (`age` is centred) in a town, with one child, in district 1; and the same woman
 # in district 54, which the survey has no women of. For the new one there are two questions, and two answers:
 #
 # * `new_groups="population"`: in the *average* district, with the district's effects set to zero. lme4's

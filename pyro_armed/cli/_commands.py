@@ -147,7 +147,7 @@ def summary(model: ARMED, idata: Any) -> pd.DataFrame:
             shown |= _correlations(str(name), values)
         elif name not in effects:
             shown[str(name)] = values
-    kind = "all" if posterior.sizes["chain"] > 1 else "stats"
+    kind: Any = "all" if posterior.sizes["chain"] > 1 else "stats"
     return az.summary(xr.Dataset(shown), round_to=3, kind=kind)
 
 
