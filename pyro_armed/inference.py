@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -58,18 +60,16 @@ class InferenceSettings:
         _one_of("inference", self.inference, INFERENCES)
         _one_of("guide", self.guide, GUIDES)
         for name in ("restarts", "draws", "warmup"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ArgumentError(f"{name}={value!r} must be a whole number of at least 1.")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise ArgumentError(f"seed={self.seed!r} must be a whole number of at least 0.")
+            object.__setattr__(self, name, _whole(name, getattr(self, name), 1))
+        object.__setattr__(self, "seed", _whole("seed", self.seed, 0))
+        self.training(network=False)
 
     def training(self, network: bool) -> TrainingSettings:
         """Settings of the SVI loop."""
         return TrainingSettings(
             epochs=self.epochs,
             batch_size=self.batch_size,
-            learning_rate=self.learning_rate or (0.01 if network else 0.02),
+            learning_rate=(0.01 if network else 0.02) if self.learning_rate is None else self.learning_rate,
             early_stopping=self.early_stopping,
         )
 
@@ -171,7 +171,7 @@ def infer(ingredients: Ingredients, settings: InferenceSettings) -> InferenceRes
         return _nuts(ingredients, settings)
     with single_thread(ingredients.data), local_parameters(), no_validation():
         fitted = [_restart(ingredients, settings, restart) for restart in range(settings.restarts)]
-    best = max(fitted, key=lambda one: one.elbo)
+    best = max(fitted, key=lambda one: one.elbo if math.isfinite(one.elbo) else -math.inf)
     attributes = {
         "inference": "svi",
         "guide": settings.guide,
@@ -272,6 +272,12 @@ def _structured(
     chain.quality |= {"khat": torch.tensor(globals_.khat), "converged": torch.tensor(float(converged))}
     elbo = float(fit.elbo[-25:].mean()) * n_rows
     return FittedChain(chain, guide, elbo, converged, globals_.khat, notes)
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value < 2**48:
+        raise ArgumentError(f"{name}={value!r} must be a whole number of at least {least}.")
+    return int(value)
 
 
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:

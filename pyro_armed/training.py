@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 
 import pyro
 import torch
@@ -59,9 +60,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate", "max_steps", "clip"):
             value = getattr(self, name)
-            if value is not None and not (
-                isinstance(value, (int, float)) and value > 0 and math.isfinite(value)
-            ):
+            if value is not None and not _positive(value):
                 raise ArgumentError(f"{name}={value!r} must be a positive number.")
         for name in ("epochs", "batch_size", "max_steps"):
             value = getattr(self, name)
@@ -103,6 +102,11 @@ class TrainingResult:
     def final(self) -> float:
         """Mean ELBO per row over the last window."""
         return float(self.elbo[-_WINDOW:].mean())
+
+
+def _positive(value: object) -> bool:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and value > 0 and math.isfinite(value)  # type: ignore[operator, arg-type]
 
 
 class _Plateau:
@@ -164,8 +168,9 @@ def train(
     watch = objective.adversary
     converged, norm = False, math.inf
     objective.module.train()
-    with single_thread(data), seeded(stream(seed, "training")), local_parameters(), no_validation():
-        with tqdm(total=total, desc=label, disable=not progressbar, leave=False, mininterval=0.5) as bar:
+    bar = tqdm(total=total, desc=label, disable=not progressbar, leave=False, mininterval=0.5)
+    try:
+        with bar, single_thread(data), seeded(stream(seed, "training")), local_parameters(), no_validation():
             for step, batch in enumerate(_batches(data, settings, total, generator)):
                 weight = watch.settings.weight_at(step / total) if watch else 0.0
                 optimizer.zero_grad(set_to_none=True)
@@ -184,11 +189,12 @@ def train(
                     bar.set_postfix_str(f"ELBO per row {window.mean():.4f}", refresh=False)
                     action = plateau.update(window) if settings.early_stopping else "go"
                     if action == "stop":
-                        converged = True
+                        converged = bool(window.isfinite().all())
                         break
                     if action == "decay":
                         _decay(optimizer)
-    objective.module.eval()
+    finally:
+        objective.module.eval()
     return TrainingResult(
         torch.stack(elbo), converged, torch.stack(adversary) if adversary else torch.empty(0, 2)
     )
@@ -254,15 +260,14 @@ def _clip(parameters: list[nn.Parameter], typical: float, factor: float) -> floa
     """Clip the gradient to ``factor`` times its running norm; returns the new running norm."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(gradients))
-    if math.isfinite(typical) and norm > factor * typical:
-        for gradient in gradients:
-            gradient.mul_(factor * typical / norm if math.isfinite(norm) else 0.0)
-            gradient.nan_to_num_(0.0, 0.0, 0.0)
-        norm = factor * typical
     if not math.isfinite(norm):
         for gradient in gradients:
             gradient.zero_()
         return typical
+    if math.isfinite(typical) and norm > factor * typical:
+        for gradient in gradients:
+            gradient.mul_(factor * typical / norm)
+        norm = factor * typical
     return norm if not math.isfinite(typical) else 0.95 * typical + 0.05 * norm
 
 
