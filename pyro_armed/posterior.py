@@ -30,8 +30,8 @@ class Chain:
     trace : Tensor
         The ELBO per row over training, shape (steps,); empty for NUTS.
     quality : dict of str to Tensor
-        What says how good the approximation is: ``khat`` and ``converged``, scalars, and ``khat|GROUP``, shape
-        (C,), for each grouping factor's effects given everything else.
+        What says how good the approximation is: ``khat`` and ``converged``, scalars, and ``khat|GROUP``,
+        shape (C,), for the effects of each group given everything else.
     """
 
     module: MixedEffectsModule

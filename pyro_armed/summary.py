@@ -9,7 +9,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pyro_armed.diagnostics._access import attributes_of, dataset_of, distinct_correlations, scalar_draws
+from pyro_armed.diagnostics._access import (
+    attributes_of,
+    dataset_of,
+    distinct_correlations,
+    is_effect,
+    scalar_draws,
+)
 from pyro_armed.diagnostics._fit import convergence
 from pyro_armed.spec import ModelSpec
 
@@ -25,8 +31,8 @@ class Summary:
     Attributes
     ----------
     table : pandas.DataFrame
-        One row for each scalar parameter: ``mean``, ``sd``, ``q5``, ``q95``, ``r_hat``, ``ess``. ``attrs["notes"]``
-        has the notes.
+        One row for each scalar parameter: ``mean``, ``sd``, ``q5``, ``q95``, ``r_hat``, ``ess``.
+        ``attrs["notes"]`` has the notes.
     notes : list of str
         Sentences.
     converged : bool
@@ -77,10 +83,7 @@ def summarize(idata: Any, spec: ModelSpec, *, effects: bool = False) -> Summary:
     """
     posterior = dataset_of(idata, "posterior")
     if not effects:
-        kept = [
-            n for n, a in posterior.data_vars.items() if not any("__factor_dim" in str(d) for d in a.dims)
-        ]
-        posterior = posterior[kept]
+        posterior = posterior[[n for n, a in posterior.data_vars.items() if not is_effect(a)]]
     rows = {
         name: (values.mean(), values.std(ddof=1), *np.quantile(values, [0.05, 0.95]))
         for name, values in scalar_draws(posterior)
@@ -108,7 +111,7 @@ def _statistics(posterior: xr.Dataset) -> tuple[list[float], list[float]]:
 
 def _flat(found: Any, like: xr.Dataset) -> list[float]:
     dataset = found.to_dataset() if isinstance(found, xr.DataTree) else found
-    values = []
+    values: list[float] = []
     for name, array in like.data_vars.items():
         dims = [dim for dim in array.dims if dim not in ("chain", "draw")]
         values += dataset[name].transpose(*dims).to_numpy().reshape(-1).tolist()

@@ -2,7 +2,8 @@
 
 from pyro_armed.diagnostics._checks import calibration, group_check
 from pyro_armed.diagnostics._fit import convergence, khat, r_hat
-from pyro_armed.diagnostics._groups import group_log_likelihood, loo_group
+from pyro_armed.diagnostics._groups import group_log_likelihood
+from pyro_armed.diagnostics._loo import loo_group
 from pyro_armed.diagnostics._sbc import SBC, sbc
 from pyro_armed.diagnostics._variance import icc
 

@@ -13,7 +13,15 @@ from pyro_armed.errors import ArgumentError
 if TYPE_CHECKING:
     from pyro_armed.armed import ARMED
 
-__all__ = ["attributes_of", "dataset_of", "distinct_correlations", "fitted", "idata_of", "scalar_draws"]
+__all__ = [
+    "attributes_of",
+    "dataset_of",
+    "distinct_correlations",
+    "fitted",
+    "idata_of",
+    "is_effect",
+    "scalar_draws",
+]
 
 
 def idata_of(model: Any) -> Any:
@@ -42,7 +50,12 @@ def fitted(model: Any, what: str) -> ARMED:
     if not hasattr(model, "module") or not hasattr(model, "_fitted"):
         raise ArgumentError(f"{what} needs the model itself; an ArviZ object does not have its likelihood.")
     model._fitted()
-    return model  # type: ignore[no-any-return]
+    return model
+
+
+def is_effect(array: xr.DataArray) -> bool:
+    """Whether a parameter has one value for each group."""
+    return any(str(dim).endswith("__factor_dim") for dim in array.dims)
 
 
 def distinct_correlations(dataset: xr.Dataset) -> xr.Dataset:
@@ -67,7 +80,7 @@ def distinct_correlations(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def scalar_draws(dataset: xr.Dataset) -> Iterator[tuple[str, np.ndarray]]:
-    """Scalar parameters as ``name[label, ...]`` with their draws, shape (chains, draws); correlations once."""
+    """Scalar parameters as ``name[label, ...]`` and their draws (chains, draws); correlations once."""
     for name, array in distinct_correlations(dataset).data_vars.items():
         dims = [dim for dim in array.dims if dim not in ("chain", "draw")]
         values = array.transpose("chain", "draw", *dims).to_numpy()

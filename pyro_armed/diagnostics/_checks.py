@@ -52,9 +52,9 @@ def group_check(
     Returns
     -------
     pandas.DataFrame
-        One row for each group, indexed by its label: ``rows``, ``observed``, ``mean``, ``q5``, ``q50``, ``q95`` of
-        the replicated statistic, and ``p``, the probability of a replicated one above the observed (ties
-        count half). Of many calibrated groups few have p near 0 or 1.
+        One row for each group, indexed by its label: ``rows``, ``observed``, ``mean``, ``q5``, ``q50``,
+        ``q95`` of the replicated statistic, and ``p``, the probability of a replicated one above the observed
+        (ties count half). Of many calibrated groups few have p near 0 or 1.
 
     Raises
     ------
@@ -139,10 +139,11 @@ def calibration(
     Returns
     -------
     pandas.DataFrame
-        For a binary response a reliability table: ``bin``, ``rows``, mean ``predicted`` probability, ``observed``
-        frequency and its 90 % Jeffreys interval ``q5``, ``q95``. For categorical and ordinal ones the same for
-        each ``level`` against all others. For numbers ``probability``, ``coverage`` and its standard error ``se``,
-        with rows taken as independent; a binomial response is scored as a count.
+        For a binary response a reliability table: ``bin``, ``rows``, mean ``predicted`` probability,
+        ``observed`` frequency and its 90 % Jeffreys interval ``q5``, ``q95``, each row counting once; for
+        categorical and ordinal ones the same for each ``level`` against all others. For numbers
+        ``probability``, ``coverage`` and its standard error ``se``, with rows taken as independent; a
+        binomial response is scored as a count.
 
     Raises
     ------
@@ -173,13 +174,13 @@ def calibration(
     most = _ELEMENTS // max(1, len(posterior.chains) * len(observed) * max(1, len(model.spec.levels)))
     draws = min(posterior.n_draws, max(1, most))
     kind = "response" if numeric else "mean"
-    values = predict_draws(posterior, encoded, new_groups, kind=kind, seed=seed, draws=draws)
-    values = values.flatten(0, 1).double().cpu().numpy()
+    predicted = predict_draws(posterior, encoded, new_groups, kind=kind, seed=seed, draws=draws)
+    values = predicted.flatten(0, 1).double().cpu().numpy()
     if numeric:
-        weights = None if encoded.batch.weights is None else encoded.batch.weights.double().cpu().numpy()
-        rows = [
-            (p, *metrics.mean_score(metrics.coverage(values, observed, p), weights)) for p in probabilities
-        ]
+        w = encoded.batch.weights
+        weights = None if w is None else w.double().cpu().numpy()
+        covered = [metrics.mean_score(metrics.coverage(values, observed, p), weights) for p in probabilities]
+        rows = [(p, score.value, score.se) for p, score in zip(probabilities, covered, strict=True)]
         return pd.DataFrame(rows, columns=["probability", "coverage", "se"])
     mean = values.mean(axis=0)
     if family.response == "binary":

@@ -10,7 +10,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pyro_armed.diagnostics._access import attributes_of, dataset_of, distinct_correlations, idata_of
+from pyro_armed.diagnostics._access import (
+    attributes_of,
+    dataset_of,
+    distinct_correlations,
+    idata_of,
+    is_effect,
+)
 from pyro_armed.errors import ConvergenceWarning
 from pyro_armed.importance import KHAT_LIMIT
 
@@ -34,10 +40,10 @@ def khat(model: Any) -> pd.DataFrame:
     -------
     pandas.DataFrame
         Columns ``of``, ``group``, ``khat`` (the worst of the restarts) and ``verdict``: good below 0.5, ok
-        below 0.7, bad above. ``of`` is ``"joint"`` (the mean-field guide: all variables; the structured guide:
-        those that are not specific to a group, the groups' effects integrated out) or the name of a grouping
-        factor, whose groups' effects are given one by one (given all else; structured guide, one grouping
-        factor, and a response that is not Gaussian, for which they are exact). No rows after NUTS.
+        below 0.7, bad above. ``of`` is ``"joint"`` (the mean-field guide: all variables; the structured
+        guide: those that are not specific to a group, the groups' effects integrated out) or the name of a
+        grouping factor, whose groups' effects follow one by one, given all else (structured guide with one
+        grouping factor; not for a Gaussian response, where they are exact). No rows after NUTS.
 
     Notes
     -----
@@ -101,7 +107,7 @@ def r_hat(model: Any, *, effects: bool = True) -> xr.Dataset:
 
     posterior = distinct_correlations(dataset_of(idata_of(model), "posterior"))
     if not effects:
-        posterior = posterior[[name for name in posterior.data_vars if not _is_effect(posterior[name])]]
+        posterior = posterior[[name for name in posterior.data_vars if not is_effect(posterior[name])]]
     if posterior.sizes.get("chain", 1) < 2 or posterior.sizes.get("draw", 0) < 4:
         return xr.Dataset()
     found = az.rhat(posterior)
@@ -119,9 +125,9 @@ def convergence(model: Any) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row for each check (``elbo``, ``khat``, ``khat of GROUP``, ``r_hat``, ``divergences``, as far as they
-        apply) with columns ``check``, ``value``, ``ok``, ``words``. ``attrs`` has ``converged``, whether all
-        checks are passed, and ``problems``, the words of those that are not.
+        One row for each check (``elbo``, ``khat``, ``khat of GROUP``, ``r_hat``, ``divergences``, as far as
+        they apply) with columns ``check``, ``value``, ``ok``, ``words``. ``attrs`` has ``converged``, whether
+        all checks are passed, and ``problems``, the words of those that are not.
 
     Notes
     -----
@@ -250,7 +256,3 @@ def _r_hat(idata: Any, attributes: dict[str, Any], draws: int) -> tuple[str, flo
         return "r_hat", value, True, f"{words}: restarts have found different networks."
     mend = "raise warmup and draws" if nuts else "restarts disagree; use inference='nuts'"
     return "r_hat", value, False, f"{words} is above {RHAT_LIMIT}: {mend}."
-
-
-def _is_effect(array: xr.DataArray) -> bool:
-    return any(str(dim).endswith("__factor_dim") for dim in array.dims)

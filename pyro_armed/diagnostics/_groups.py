@@ -1,4 +1,4 @@
-"""Whole groups left out: the likelihood of a group with its effects integrated out, and its PSIS-LOO."""
+"""The likelihood of a group, with its effects integrated out."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from pyro_armed.batch import Batch
 from pyro_armed.conditional import Effects, GroupConditional, Hidden, Problem
 from pyro_armed.diagnostics._access import dataset_of, fitted
 from pyro_armed.errors import ArgumentError
-from pyro_armed.export import to_arviz, variable_name
+from pyro_armed.export import variable_name
 from pyro_armed.gaussian_conditional import has_gaussian_conditional
 from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule, group_plate
+from pyro_armed.posterior import Chain
 
-__all__ = ["group_log_likelihood", "loo_group"]
+__all__ = ["group_log_likelihood", "likelihood_of_chain", "only_group"]
 
 _ELEMENTS = 2_000_000
 _NODES = {1: 15, 2: 7, 3: 5}
@@ -69,9 +70,9 @@ def group_log_likelihood(model: Any, group: str | None = None) -> xr.Dataset:
     if model._training is None:
         raise ArgumentError("model was loaded from a file, without the training rows; fit it here.")
     module = model.module
-    group = _only_group(module, group)
+    group = only_group(module, group)
     batch = model._training.batch
-    values = [_of_chain(chain.module, chain, batch, group) for chain in model._fitted().chains]
+    values = [likelihood_of_chain(chain, batch, group) for chain in model._fitted().chains]
     dimension = variable_name(group_plate(group))
     known = dataset_of(model.idata, "posterior")
     coords = {dimension: known[dimension].to_numpy()} if dimension in known.coords else {}
@@ -79,52 +80,8 @@ def group_log_likelihood(model: Any, group: str | None = None) -> xr.Dataset:
     return xr.Dataset({name: (("chain", "draw", dimension), np.stack(values))}, coords=coords)
 
 
-def loo_group(model: Any, group: str | None = None, **options: Any) -> Any:
-    """Leave-one-group-out cross-validation by Pareto-smoothed importance sampling.
-
-    Parameters
-    ----------
-    model : ARMED
-        Fitted, with its training rows.
-    group : str, optional
-        Grouping factor; None: the only one.
-    **options
-        For `arviz.loo`, such as ``pointwise=True``.
-
-    Returns
-    -------
-    arviz.ELPDData
-        ``elpd_loo`` (``elpd`` on ArviZ 1.x), the sum over groups of the log density of a group's rows given all
-        other groups. A group with Pareto k above 0.7 has to be left out by fitting again.
-
-    Raises
-    ------
-    ArgumentError
-        As for `group_log_likelihood`.
-
-    Notes
-    -----
-    Only what has a posterior is left out: a network's weights below its last layer have seen all groups.
-
-    Examples
-    --------
-    >>> import pyro_armed as pa
-    >>> data = pa.simulate.mixed_model(8, 10, seed=0)
-    >>> model = pa.ARMED("y ~ 1 + (1 | group)", data.frame)
-    >>> _ = model.fit(restarts=1, draws=200, progressbar=False)
-    >>> loo_group(model).n_data_points
-    8
-    """
-    import arviz as az
-
-    likelihood = group_log_likelihood(model, group)
-    posterior = dataset_of(model.idata, "posterior")
-    shared = [name for name in posterior.data_vars if set(posterior[name].dims) == {"chain", "draw"}]
-    # The importance weights are of the globals; these say how independent draws are.
-    return az.loo(to_arviz({"posterior": posterior[shared], "log_likelihood": likelihood}), **options)
-
-
-def _only_group(module: MixedEffectsModule, group: str | None) -> str:
+def only_group(module: MixedEffectsModule, group: str | None) -> str:
+    """The grouping factor that is meant; an error where there are several or none."""
     names = list(dict.fromkeys(block.group for block in module.spec.blocks))
     if not names:
         raise ArgumentError("The model has no group effects; add '(1 | group)' to the formula.")
@@ -136,8 +93,9 @@ def _only_group(module: MixedEffectsModule, group: str | None) -> str:
 
 
 @torch.no_grad()
-def _of_chain(module: MixedEffectsModule, chain: Any, batch: Batch, group: str) -> np.ndarray:
-    """Log densities (S, C) of one chain's draws."""
+def likelihood_of_chain(chain: Chain, batch: Batch, group: str) -> np.ndarray:
+    """Log densities (S, C) of each group's rows under one chain's draws."""
+    module = chain.module
     with local_parameters():
         hidden = module.eval().hidden(batch)
     conditional = OneFactor(module, batch, hidden, group)
@@ -175,7 +133,7 @@ class OneFactor(GroupConditional):
 
 
 def integrated(conditional: GroupConditional, problem: Problem, effects: Effects, order: int) -> Tensor:
-    """log p(y_c | theta) of each group of the only factor by adaptive quadrature, shape (S, C).
+    """Log density p(y_c | theta) of each group of the only factor by adaptive quadrature, shape (S, C).
 
     Parameters
     ----------

@@ -122,8 +122,9 @@ class SBC:
         test = self.test()
         worst = test.loc[test["p_value"].idxmin()]
         return (
-            f"{len(self.fits)} simulations, {self.draws} draws each, {len(test)} parameters: smallest p-value "
-            f"{worst['p_value']:.3g} ({worst['parameter']}), {worst['p_value_adjusted']:.3g} after Holm; "
+            f"{len(self.fits)} simulations, {self.draws} draws each, {len(test)} parameters: smallest "
+            f"p-value {worst['p_value']:.3g} ({worst['parameter']}), "
+            f"after Holm {worst['p_value_adjusted']:.3g}; "
             f"{int((~self.fits['converged']).sum())} fits had not converged."
         )
 
@@ -186,12 +187,12 @@ def sbc(
     for name, value in (("n", n), ("draws", draws)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ArgumentError(f"{name}={value!r} must be a whole number of at least 1.")
-    made = model() if callable(model) and not hasattr(model, "spec") else model
+    made: Any = model() if callable(model) and not hasattr(model, "spec") else model
     batch = _check(made)
     truth = prior_chain(made.module, n, stream(seed, "sbc"))
     responses = _responses(truth, batch, seed)
     true_values = _scalars(truth)
-    ingredients = Ingredients(made.spec, made._user_priors, None, batch)  # type: ignore[union-attr]
+    ingredients = Ingredients(made.spec, made._user_priors, None, batch)
     tables, fits = [], []
     for i in tqdm(range(n), desc="SBC", disable=not progressbar, leave=False):
         settings = InferenceSettings(
@@ -217,7 +218,8 @@ def _check(model: Any) -> Batch:
         raise ArgumentError("sbc needs a linear predictor: the weights of a network have no prior.")
     if model._training.batch.weights is not None:
         raise ArgumentError("sbc needs rows without weights; leave out weights=.")
-    return model._training.batch  # type: ignore[no-any-return]
+    batch: Batch = model._training.batch
+    return batch
 
 
 def _responses(truth: Chain, batch: Batch, seed: int) -> Tensor:
@@ -237,18 +239,10 @@ def _responses(truth: Chain, batch: Batch, seed: int) -> Tensor:
 
 
 def _ranks(simulation: int, truth: dict[str, float], chain: Chain) -> pd.DataFrame:
-    draws = _scalars(chain)
-    rows = [
-        (
-            simulation,
-            name,
-            value,
-            draws[name].mean(),
-            draws[name].std(ddof=1),
-            int((draws[name] < value).sum()),
-        )
-        for name, value in truth.items()
-    ]
+    rows = []
+    for name, draws in _scalars(chain).items():
+        value = truth[name]
+        rows.append((simulation, name, value, draws.mean(), draws.std(ddof=1), int((draws < value).sum())))
     return pd.DataFrame(rows, columns=["simulation", "parameter", "truth", "mean", "sd", "rank"])
 
 

@@ -13,8 +13,8 @@ from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
 from pyro_armed.batch import Batch
-from pyro_armed.diagnostics._access import fitted
 from pyro_armed.design import Encoded
+from pyro_armed.diagnostics._access import fitted
 from pyro_armed.errors import ArgumentError
 from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule
@@ -50,7 +50,7 @@ def icc(model: Any, data: Any = None, *, draws: int = _DRAWS) -> pd.DataFrame:
         factor and scale.
 
         - ``latent``: that of the linear predictor. The residual variance is sigma^2 for a Gaussian response
-          and the link's (pi^2 / 3 for logit) for binary, binomial and ordinal ones; other responses have none.
+          and the link's (pi^2 / 3 for logit) for binary, binomial and ordinal ones; others have none.
         - ``response``: that of the response, one trial of a binomial one. Group g's part is the variance of
           the expected response over its effects, all others' effects averaged over. Ordinal responses,
           which are not numbers, have none.
@@ -98,17 +98,19 @@ def icc(model: Any, data: Any = None, *, draws: int = _DRAWS) -> pd.DataFrame:
             if (group, scale) in parts:
                 values = np.concatenate(parts[group, scale])
                 rows.append(
-                    (group, scale, values.mean(), values.std(), *np.quantile(values, [0.05, 0.5, 0.95]))
+                    (group, scale, values.mean(), values.std(ddof=1), *np.quantile(values, [0.05, 0.5, 0.95]))
                 )
     return pd.DataFrame(rows, columns=["group", "scale", "mean", "sd", "q5", "q50", "q95"])
 
 
 def _rows(model: Any, data: Any) -> Encoded:
     if data is not None:
-        return model._encode(data, None)  # type: ignore[no-any-return]
+        encoded: Encoded = model._encode(data, None)
+        return encoded
     if model._training is None:
         raise ArgumentError("data is needed: a loaded model does not have its training rows.")
-    return model._training  # type: ignore[no-any-return]
+    training: Encoded = model._training
+    return training
 
 
 @torch.no_grad()
@@ -127,7 +129,7 @@ def _shares(chain: Chain, batch: Batch) -> dict[tuple[str, str], np.ndarray]:
                 if gaussian:
                     shares.setdefault((group, "response"), []).append(share)
     if not gaussian and family.response != "ordinal":
-        some = replace(batch.select(few), rows=None)
+        some = replace(batch.select(few.round().long()), rows=None)
         pairs = _NODES ** min(2, len(_groups(chain.module)))
         for one in _chunks(chain, some, some.size * pairs):
             for group, share in _response(one):
@@ -185,7 +187,7 @@ def _chunks(chain: Chain, batch: Batch, width: int) -> Iterator[_Rows]:
 def _block_variance(
     module: MixedEffectsModule, block: EffectBlock, values: Mapping[str, Tensor], columns: Tensor
 ) -> Tensor:
-    """w' Sigma w of each row, shape (S, N)."""
+    """Variance w' Sigma w of each row, shape (S, N)."""
     sds = module.block_sds(block, values)[:, 0]
     scaled = columns * sds.unsqueeze(1)
     if block.correlated:
