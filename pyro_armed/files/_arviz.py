@@ -78,8 +78,12 @@ def unpack(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
             }
             for part in ("data_vars", "coords")
         }
-        groups[group] = xr.Dataset(arrays["data_vars"], coords=arrays["coords"], attrs=parts["attrs"])
-    return to_arviz(groups, described["attrs"])
+        groups[group] = xr.Dataset(arrays["data_vars"], coords=arrays["coords"])
+    idata = to_arviz(groups)
+    idata.attrs.update(described["attrs"])
+    for group in groups:
+        idata[group].attrs.update(described["groups"][group]["attrs"])
+    return idata
 
 
 def _datasets(idata: Any) -> dict[str, xr.Dataset]:

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from pyro_armed.errors import ArgumentError, FileFormatError
@@ -51,7 +51,8 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: M
     own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
-        save_file(own, temporary, metadata)
+        # Not safetensors' own save_file, which makes files that only their owner may read.
+        temporary.write_bytes(serialize(own, metadata))
         os.replace(temporary, path)
     except (SafetensorError, ValueError, KeyError) as error:
         raise ArgumentError(f"The model has a tensor that a file cannot hold: {error}") from error

@@ -28,6 +28,7 @@ from pyro_armed.priors import PriorTable
 __all__ = ["restore", "save"]
 
 _DESIGNS: dict[str, Any] = {"formula": FormulaDesign, "arrays": ArrayDesign}
+_PARTS = ("values", "stats", "quality")
 _LIBRARIES = ("pyro_armed", "torch", "pyro-ppl", "arviz", "formulae", "safetensors")
 
 
@@ -165,13 +166,12 @@ def _pack_chains(
 ) -> list[dict[str, Any]]:
     described = []
     for number, chain in enumerate(posterior.chains):
-        for name, value in chain.values.items():
-            tensors[f"chain.{number}.values.{name}"] = value
-        for name, value in chain.stats.items():
-            tensors[f"chain.{number}.stats.{name}"] = value
+        for part in _PARTS:
+            for name, value in getattr(chain, part).items():
+                tensors[f"chain.{number}.{part}.{name}"] = value
         tensors[f"chain.{number}.trace"] = chain.trace
         module = next(i for i, one in enumerate(modules) if one is chain.module)
-        described.append({"module": module, "values": list(chain.values), "stats": list(chain.stats)})
+        described.append({"module": module, **{part: list(getattr(chain, part)) for part in _PARTS}})
     return described
 
 
@@ -181,12 +181,10 @@ def _unpack_chain(
     modules: list[MixedEffectsModule],
     tensors: Mapping[str, Tensor],
 ) -> Chain:
-    return Chain(
-        modules[described["module"]],
-        {name: tensors[f"chain.{number}.values.{name}"] for name in described["values"]},
-        {name: tensors[f"chain.{number}.stats.{name}"] for name in described["stats"]},
-        tensors[f"chain.{number}.trace"],
-    )
+    parts = {
+        part: {name: tensors[f"chain.{number}.{part}.{name}"] for name in described[part]} for part in _PARTS
+    }
+    return Chain(modules[described["module"]], trace=tensors[f"chain.{number}.trace"], **parts)
 
 
 def _pack_guide(model: Any, tensors: dict[str, Tensor]) -> str | None:

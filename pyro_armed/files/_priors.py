@@ -102,7 +102,10 @@ def decode_prior(config: Mapping[str, Any]) -> Distribution:
         return decode_prior(config["base"]).to_event(int(config["ndims"]))  # type: ignore[attr-defined]
     if kind not in _CLASSES or set(config["args"]) != set(_ARGUMENTS[kind]):
         raise FileFormatError(f"The file names a prior that it must not name: {kind!r}.")
-    return _CLASSES[kind](**{key: _decode(value) for key, value in config["args"].items()})
+    arguments = {key: _decode(config["args"][key]) for key in _ARGUMENTS[kind]}
+    if kind == "HalfStudentT":  # which takes them by position only
+        return HalfStudentT(*arguments.values())
+    return _CLASSES[kind](**arguments)
 
 
 def _encode(value: Any) -> Any:
