@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pyro_armed import networks
 from pyro_armed.adversary import Adversary, GroupClassifier
@@ -79,12 +80,12 @@ class NetworkPlan:
         network = _instance(source, spec, data, seed=0)
         dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
         example = data.inputs[:_EXAMPLE_ROWS].to(dtype)  # type: ignore[index]
-        networks.network_output(network.eval(), example, columns=spec.n_predictors)
-        try:
-            layer = networks.find_output_layer(network, example)
-        except ArgumentError:
-            if spec.uses_features and any(block.uses_features for block in spec.blocks):
-                raise
+        layer, why = _output_layer(network.eval(), example)
+        with torch.no_grad():
+            networks.network_output(network, example, columns=spec.n_predictors)
+        if layer is None:
+            if why is not None and any(block.uses_features for block in spec.blocks):
+                raise why
             return cls(source, None, 0, "point", dtype)
         with torch.no_grad():
             features, _ = networks.features_and_output(network, example, layer)
@@ -97,6 +98,16 @@ class NetworkPlan:
     def instance(self, spec: ModelSpec, data: Batch, seed: int) -> nn.Module:
         """A network for one chain; see `ARMED.fit` for what restarts share."""
         return _instance(self.source, spec, data, seed)
+
+
+def _output_layer(network: nn.Module, example: Tensor) -> tuple[str | None, ArgumentError | None]:
+    """Name of the last linear layer, or None and why; raises where the network cannot be run at all."""
+    try:
+        return networks.find_output_layer(network, example), None
+    except ArgumentError as error:
+        if isinstance(error.__cause__, Exception) or any(map(is_lazy, network.parameters())):
+            raise
+        return None, error
 
 
 def _instance(source: Any, spec: ModelSpec, data: Batch, seed: int) -> nn.Module:
@@ -117,9 +128,10 @@ def _instance(source: Any, spec: ModelSpec, data: Batch, seed: int) -> nn.Module
     if isinstance(network, (networks.MLP, networks.CNN)):
         if not network.is_built:
             shape = data.inputs.shape[1:]
-            network.build(
-                shape[0] if isinstance(network, networks.MLP) else shape, spec.n_predictors, seed=seed
-            )
+            if isinstance(network, networks.MLP):
+                network.build(shape[0], spec.n_predictors, seed=seed)
+            else:
+                network.build(shape, spec.n_predictors, seed=seed)
             network = network.to(data.inputs.device)
         elif seed:
             networks.reinitialise(network, seed)
