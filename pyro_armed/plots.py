@@ -306,7 +306,7 @@ def _draw_panel(
 def _legend(figure: Figure, response: str, classes: list[Any], with_truth: bool) -> None:
     from matplotlib.lines import Line2D
 
-    dot = {"linestyle": "none", "marker": "o", "markersize": 5, "markeredgecolor": "white"}
+    dot: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 5, "markeredgecolor": "white"}
     handles = [
         Line2D([], [], color=colour, label=f"{response} = {name}", **dot)
         for colour, name in zip(_COLOURS, classes, strict=True)
