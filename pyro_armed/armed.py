@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from numbers import Real
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -14,13 +17,13 @@ from torch.distributions import Distribution
 from pyro_armed import families, files
 from pyro_armed.adversary import Adversary
 from pyro_armed.arrays import ArrayDesign
-from pyro_armed.building import NetworkPlan, build_module
+from pyro_armed.building import LAST_LAYERS, NetworkPlan, build_module
 from pyro_armed.design import Encoded, FormulaDesign
 from pyro_armed.diagnostics._fit import record_verdict
 from pyro_armed.effects import RandomEffects
 from pyro_armed.errors import ArgumentError, NotFittedError
 from pyro_armed.evaluation import evaluate
-from pyro_armed.export import build_idata, prediction_idata
+from pyro_armed.export import build_idata, prediction_idata, prior_idata
 from pyro_armed.families import Family
 from pyro_armed.inference import InferenceSettings, Ingredients, infer
 from pyro_armed.module import MixedEffectsModule
@@ -30,6 +33,8 @@ from pyro_armed.report import describe_model, render_graph
 from pyro_armed.summary import Summary, summarize
 
 __all__ = ["ARMED", "load"]
+
+_WEIGHTS = "__weights__"
 
 
 class ARMED:
@@ -101,7 +106,11 @@ class ARMED:
         last_layer: str = "bayesian",
         fixed_effects_weight: float = 0.0,
     ):
-        formulas = [formula] if isinstance(formula, str) else list(formula)
+        formulas = [formula] if isinstance(formula, str) else formula
+        if not isinstance(formulas, Sequence) or not all(isinstance(text, str) for text in formulas):
+            raise ArgumentError(
+                f"formula={formula!r} must be a text such as 'y ~ x + (1 | group)', or several."
+            )
         if not formulas:
             raise ArgumentError("formula is empty; write 'y ~ x + (1 | group)'.")
         data, weights = _weights_column(data, weights)
@@ -211,9 +220,13 @@ class ARMED:
                 "adversary=... needs a network to work against; pass network=... or leave it out."
             )
         self._design = design
+        if last_layer not in LAST_LAYERS:
+            raise ArgumentError(f"last_layer={last_layer!r} is not 'bayesian' or 'point'.")
+        if priors is not None and not isinstance(priors, Mapping):
+            raise ArgumentError(f"priors={priors!r} must be a dictionary of names and distributions.")
         self._user_priors = dict(priors or {})
         self.adversary = adversary
-        self.fixed_effects_weight = float(fixed_effects_weight)
+        self.fixed_effects_weight = _auxiliary_weight(fixed_effects_weight)
         data = design.training.batch
         self._plan = None
         if network is not None:
@@ -325,13 +338,56 @@ class ARMED:
         self._idata = build_idata(
             self._posterior,
             self._training.batch,
-            index=self._training.index,
+            index=self._training.index.tolist(),
             seed=seed,
             log_likelihood=log_likelihood,
             attributes={"formula": self.formula, **self._posterior.attributes},
         )
         self._posterior.attributes["verdict"] = record_verdict(self._idata)
         return self._idata
+
+    def prior_predictive(self, draws: int = 500, *, seed: int = 0) -> Any:
+        """Draw parameters and responses from the prior; nothing needs to be fitted.
+
+        Parameters
+        ----------
+        draws : int
+            Number of draws.
+        seed : int
+            The same seed gives the same numbers.
+
+        Returns
+        -------
+        arviz.InferenceData or xarray.DataTree
+            Groups prior, prior_predictive, observed_data and constant_data. A network's own weights have no
+            prior: they are those that it starts from, or after `fit` has.
+
+        Raises
+        ------
+        ArgumentError
+            For less than one draw.
+        NotFittedError
+            For a model from a file, which has no training rows.
+
+        Examples
+        --------
+        >>> import pyro_armed as pa
+        >>> model = pa.ARMED("y ~ x1 + (1 | group)", pa.simulate.mixed_model(4, 5, seed=0).frame)
+        >>> dict(model.prior_predictive(10, seed=0).prior_predictive["y"].sizes)
+        {'chain': 1, 'draw': 10, '__obs__': 20}
+        """
+        if self._training is None:
+            raise NotFittedError(
+                "A model from a file has no training rows to draw responses for; its .idata has prior draws."
+            )
+        return prior_idata(
+            self._module,
+            self._training.batch,
+            draws=draws,
+            index=self._training.index.tolist(),
+            seed=seed,
+            attributes={"formula": self.formula},
+        )
 
     # --- prediction --------------------------------------------------------------------------------------
 
@@ -506,6 +562,15 @@ class ARMED:
         """
         return render_graph(self._module, **options)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        memo[id(self._design)] = (
+            self._design
+        )  # never changed, and it may hold functions that cannot be copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
     def __repr__(self) -> str:
         return describe_model(self)
 
@@ -522,6 +587,8 @@ class ARMED:
                 raise ArgumentError(
                     "groups= and y= are for models from arrays; a formula reads both from the data frame."
                 )
+            if response and self._design.weights == _WEIGHTS and isinstance(data, pd.DataFrame):
+                data = data.assign(**{_WEIGHTS: 1.0})  # weights were given as numbers: new rows have none
             return self._design.encode(data, response=response, unseen_levels=unseen_levels)
         if response and y is None:
             raise ArgumentError("A model from arrays needs the responses: evaluate(x, y, groups=...).")
@@ -583,13 +650,27 @@ def load(
     return model
 
 
+def _auxiliary_weight(value: Any) -> float:
+    number = math.nan if isinstance(value, (bool, str)) or not isinstance(value, Real) else float(value)
+    if not 0.0 <= number < math.inf:
+        raise ArgumentError(f"fixed_effects_weight={value!r} must be a number of at least 0.")
+    return number
+
+
 def _weights_column(data: Any, weights: Any) -> tuple[Any, str | None]:
     if weights is None or isinstance(weights, str):
         return data, weights
-    values = np.asarray(weights, dtype=float)
+    try:
+        values = np.asarray(weights, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"weights must be the name of a column, or one number per row: {error}."
+        ) from error
     if not isinstance(data, pd.DataFrame) or values.shape != (len(data),):
         rows = len(data) if hasattr(data, "__len__") else "?"
         raise ArgumentError(
             f"weights has shape {values.shape}; the data have {rows} rows: give one weight per row."
         )
-    return data.assign(__weights__=values), "__weights__"
+    if (values < 0).any() or np.isinf(values).any():
+        raise ArgumentError("weights must be finite numbers, zero or more.")
+    return data.assign(**{_WEIGHTS: values}), _WEIGHTS

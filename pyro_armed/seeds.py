@@ -5,9 +5,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 
 import numpy as np
 import torch
+
+from pyro_armed.errors import ArgumentError
 
 __all__ = ["generator_for", "seeded", "stream"]
 
@@ -26,14 +29,21 @@ def stream(seed: int, *purpose: str | int) -> int:
     -------
     int
 
+    Raises
+    ------
+    ArgumentError
+        For a seed that is not a whole number of at least 0.
+
     Examples
     --------
     >>> stream(0, "responses") == stream(0, "responses"), stream(0, "responses") == stream(0, "new groups")
     (True, False)
     """
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
+        raise ArgumentError(f"seed={seed!r} must be a whole number of at least 0.")
     words = [word if isinstance(word, int) else zlib.crc32(word.encode()) for word in purpose]
     # A spawn key, because trailing zeros in a list of seeds say nothing: [seed, a] and [seed, a, 0] are one.
-    sequence = np.random.SeedSequence(seed, spawn_key=tuple(words))
+    sequence = np.random.SeedSequence(int(seed), spawn_key=tuple(words))
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

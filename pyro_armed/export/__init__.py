@@ -4,7 +4,7 @@ Names follow Bambi: ``1|district`` with dimension ``district__factor_dim``, rows
 ``chain``. The object is an `arviz.InferenceData` on ArviZ 0.x and an `xarray.DataTree` on ArviZ 1.x.
 """
 
-from pyro_armed.export._idata import build_idata, prediction_idata
+from pyro_armed.export._idata import build_idata, prediction_idata, prior_idata
 from pyro_armed.export._parameters import (
     posterior_dataset,
     prior_chain,
@@ -23,6 +23,7 @@ __all__ = [
     "prediction_idata",
     "prior_chain",
     "prior_dataset",
+    "prior_idata",
     "sample_stats_dataset",
     "to_arviz",
     "variable_name",

@@ -17,11 +17,11 @@ from pyro_armed.export._parameters import posterior_dataset, prior_chain, sample
 from pyro_armed.export._rows import WHOLE, constant_dataset, observed_dataset, pointwise
 from pyro_armed.export._running import check_chains
 from pyro_armed.export._tables import Table, row_labels, to_arviz, to_numpy, variable_name, whole_numbers
-from pyro_armed.module import OBSERVATIONS
+from pyro_armed.module import OBSERVATIONS, MixedEffectsModule
 from pyro_armed.posterior import Posterior
 from pyro_armed.spec import ModelSpec
 
-__all__ = ["build_idata", "prediction_idata"]
+__all__ = ["build_idata", "prediction_idata", "prior_idata"]
 
 MAX_POINTWISE = 50_000_000
 
@@ -94,6 +94,50 @@ def build_idata(
     if omitted:
         described["omitted_groups"] = ", ".join(omitted)
     return to_arviz(groups, described)
+
+
+def prior_idata(
+    module: MixedEffectsModule,
+    batch: Batch,
+    *,
+    draws: int = 500,
+    index: Sequence[Any] | None = None,
+    seed: int = 0,
+    attributes: Mapping[str, Any] | None = None,
+) -> Any:
+    """Parameters and responses drawn from the prior.
+
+    Parameters
+    ----------
+    module : MixedEffectsModule
+        The model.
+    batch : Batch
+        The training rows.
+    draws : int
+        Number of draws.
+    index : sequence, optional
+        Labels of the rows; used as the ``__obs__`` coordinate if they are unique.
+    seed : int
+        Seed; the global random states are left alone.
+    attributes : mapping, optional
+        Written to the object and to each group.
+
+    Returns
+    -------
+    arviz.InferenceData or xarray.DataTree
+        Groups prior, prior_predictive, observed_data, constant_data; as in `build_idata`.
+
+    Raises
+    ------
+    ArgumentError
+        For less than one draw.
+    """
+    prior = Posterior([prior_chain(module, draws, seed)])
+    groups = {"prior": posterior_dataset(prior)}
+    groups |= pointwise(prior, batch, ("prior_predictive",), index=index, seed=seed)
+    groups["observed_data"] = observed_dataset(module.spec, batch, index)
+    groups["constant_data"] = constant_dataset(module.spec, batch, index)
+    return to_arviz(groups, {**_description(module.spec), "seed": seed, **(attributes or {})})
 
 
 def prediction_idata(

@@ -14,8 +14,8 @@ from pyro_armed.export._running import check_chains, evaluating
 from pyro_armed.export._tables import Table, to_numpy
 from pyro_armed.module import MixedEffectsModule, group_plate
 from pyro_armed.posterior import Chain, Posterior
-from pyro_armed.seeds import seeded, stream
 from pyro_armed.priors import corr_name
+from pyro_armed.seeds import seeded, stream
 from pyro_armed.spec import FEATURES, INTERCEPT, EffectBlock, ModelSpec, Predictor, Term
 
 __all__ = ["posterior_dataset", "prior_chain", "prior_dataset", "sample_stats_dataset"]
@@ -104,8 +104,8 @@ def prior_chain(module: MixedEffectsModule, draws: int, seed: int) -> Chain:
     ArgumentError
         For less than one draw.
     """
-    if draws < 1:
-        raise ArgumentError(f"prior_draws={draws!r} must be a whole number of at least 1.")
+    if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:
+        raise ArgumentError(f"draws={draws!r} must be a whole number of at least 1.")
     nobody = Batch(size=0, n_rows=module.spec.n_rows)
     with (
         evaluating(module),
