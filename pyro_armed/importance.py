@@ -78,7 +78,8 @@ def _psis(row: np.ndarray) -> tuple[np.ndarray, float]:
         if int(version("arviz").split(".")[0]) >= 1:
             from arviz_stats.base import array_stats
 
-            smoothed, khat = array_stats.psislw(row)
+            # ArviZ 1.x takes log likelihoods, whose negatives are the log weights of leaving a row out.
+            smoothed, khat = array_stats.psislw(-row)
         else:
             import arviz
 

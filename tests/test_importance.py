@@ -49,6 +49,16 @@ def test_weights_sum_to_one_and_keep_their_order():
     assert (torch.diff(smoothed[weights.argsort()]) >= -1e-12).all()
 
 
+def test_a_large_weight_stays_large():
+    # ArviZ 1.x takes what ArviZ 0.x takes with the other sign.
+    weights = log_weights(500)
+    weights[7] = 20.0
+    smoothed, khat = pareto_smooth(weights)
+    assert int(smoothed.argmax()) == 7
+    assert float(khat) > KHAT_LIMIT
+    assert float(pareto_smooth(-weights)[1]) < KHAT_LIMIT
+
+
 def test_a_constant_does_not_matter():
     weights = log_weights(500)
     torch.testing.assert_close(
