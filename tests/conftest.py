@@ -32,6 +32,8 @@ ARVIZ1_MODULES = {
     "test_plots",
     "test_predict",
     "test_sampling",
+    "test_summary",
+    "test_diagnostics_groups",
 }
 
 

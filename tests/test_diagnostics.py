@@ -13,7 +13,6 @@ from pyro_armed import diagnostics
 from pyro_armed.diagnostics._fit import record_verdict
 from pyro_armed.errors import ArgumentError, ConvergenceWarning, NotFittedError
 from pyro_armed.export import to_arviz
-from pyro_armed.summary import summarize
 
 
 def made(formula, family="gaussian", draws=30, fixed=None, data=None):
@@ -163,42 +162,6 @@ def test_what_is_not_a_fitted_model_is_refused():
         diagnostics.khat(3)
     with pytest.raises(ArgumentError, match="the model itself"):
         diagnostics.icc(small())
-
-
-# --- summary -----------------------------------------------------------------------------------------------
-
-
-def test_summary_is_that_of_the_draws(fitted):
-    summary = fitted.summary()
-    draws = fitted.idata["posterior"]["x1"].to_numpy()
-    row = summary.table.loc["x1"]
-    assert row["mean"] == pytest.approx(draws.mean())
-    assert row["sd"] == pytest.approx(draws.std(ddof=1))
-    assert row["q5"] == pytest.approx(np.quantile(draws, 0.05))
-    assert 100 < row["ess"] < 900
-    assert summary.table.index.tolist() == [
-        "Intercept",
-        "x1",
-        "sigma",
-        "1|group_sigma",
-        "x1|group_sigma",
-        "group_corr[1, x1]",
-    ]
-    assert summary.table.notna().all().all()
-    effects = fitted.summary(effects=True).table
-    assert effects.index[-1] == "x1|group[g11]"
-    values = fitted.idata["posterior"]["x1|group"].sel(group__factor_dim="g11")
-    assert effects.iloc[-1]["mean"] == pytest.approx(float(values.mean()))
-    assert "0.000" not in summary._repr_html_()[:40]
-    assert "x1|group_sigma" in repr(summary)
-
-
-def test_summary_says_when_groups_are_few(fitted):
-    spec = pa.ARMED("y ~ x + (1 + z | g) + (1 | h)", frame()).spec
-    notes = summarize(fitted.idata, spec).notes
-    assert "The sds of 1|g, z|g rest on 5 groups only: the prior matters." in notes
-    assert "The sd of 1|h rests on 3 groups only: the prior matters." in notes
-    assert not fitted.summary().notes
 
 
 # --- variance partition ------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def loo_group(model: Any, group: str | None = None, *, refit: bool = False, prog
     >>> data = pa.simulate.mixed_model(20, 10, seed=0)
     >>> model = pa.ARMED("y ~ 1 + (1 | group)", data.frame)
     >>> _ = model.fit(restarts=1, draws=400, progressbar=False)
-    >>> loo_group(model).n_data_points
+    >>> int(loo_group(model).n_data_points)
     20
     """
     import arviz as az
