@@ -1,0 +1,180 @@
+"""Inference: settings, restarts, and what each way of inferring leaves behind."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hand_made import design, frame
+from torch import nn
+
+import pyro_armed as pa
+from pyro_armed import inference
+from pyro_armed.building import NetworkPlan
+from pyro_armed.errors import ArgumentError
+from pyro_armed.inference import InferenceSettings, Ingredients, infer
+
+pytestmark = pytest.mark.filterwarnings("ignore::pyro_armed.errors.ConvergenceWarning")
+QUICK = {"restarts": 2, "draws": 6, "epochs": 4, "warmup": 5, "progressbar": False}
+
+
+def ingredients(formula="y ~ x + (1 | g)", family="gaussian", source=None, **options):
+    made = design(formula, frame(), family, network=source is not None)
+    spec, data, plan = made.spec, made.training.batch, None
+    if source is not None:
+        plan = NetworkPlan.inspect(source, spec, data, "bayesian")
+        spec = plan.complete(spec)
+    return Ingredients(spec, {}, plan, data, **options)
+
+
+def settings(**changes):
+    return InferenceSettings(**{**QUICK, **changes})
+
+
+# --- settings ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"inference": "mcmc"}, "inference='mcmc' is not one of 'svi', 'nuts'"),
+        ({"guide": "normal"}, "guide='normal' is not one of 'structured', 'mean_field'"),
+        ({"restarts": 0}, "restarts=0 must be a whole number of at least 1"),
+        ({"restarts": True}, "restarts=True must be a whole number"),
+        ({"draws": 2.5}, "draws=2.5 must be a whole number"),
+        ({"draws": "many"}, "draws='many' must be a whole number"),
+        ({"warmup": -1}, "warmup=-1 must be a whole number"),
+        ({"seed": -1}, "seed=-1 must be a whole number of at least 0"),
+        ({"seed": None}, "seed=None must be a whole number of at least 0"),
+        ({"seed": 0.5}, "seed=0.5 must be a whole number"),
+        ({"learning_rate": 0}, "learning_rate=0 must be a positive number"),
+        ({"learning_rate": math.nan}, "learning_rate=nan must be a positive number"),
+        ({"epochs": 0}, "epochs=0 must be a positive number"),
+        ({"epochs": 1.5}, "epochs=1.5 must be a whole number"),
+        ({"batch_size": -4}, "batch_size=-4 must be a positive number"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        InferenceSettings(**options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    made = InferenceSettings(restarts=np.int64(2), draws=np.int32(3), seed=np.uint8(200), epochs=np.int64(2))
+    assert (made.restarts, made.draws, made.seed) == (2, 3, 200)
+    assert type(made.chain_seed(1)) is int
+    assert made.chain_seed(1) == made.chain_seed(0) + 1
+
+
+def test_learning_rates():
+    assert InferenceSettings().training(network=True).learning_rate == 0.01
+    assert InferenceSettings().training(network=False).learning_rate == 0.02
+    assert InferenceSettings(learning_rate=0.5).training(network=True).learning_rate == 0.5
+
+
+def test_seeds_of_restarts_do_not_meet():
+    seeds = {InferenceSettings(seed=seed).chain_seed(restart) for seed in range(20) for restart in range(100)}
+    assert len(seeds) == 2000
+
+
+# --- chains ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guide", ["mean_field", "structured"])
+def test_restarts_are_chains(guide, unmoved_rng):
+    with unmoved_rng():
+        result = infer(ingredients(), settings(guide=guide))
+        again = infer(ingredients(), settings(guide=guide))
+        other = infer(ingredients(), settings(guide=guide, seed=1))
+    one, two = result.posterior.chains
+    assert one.n_draws == two.n_draws == 6
+    assert one.values["1|g"].shape == (6, 5)
+    assert one.stats["log_weight"].shape == (6,)
+    assert len(one.trace) >= 4
+    assert not torch.equal(one.values["x"], two.values["x"])
+    for first, second in zip(result.posterior.chains, again.posterior.chains, strict=True):
+        for name, value in first.values.items():
+            assert torch.equal(value, second.values[name]), name
+    assert not torch.equal(one.values["x"], other.posterior.chains[0].values["x"])
+    attributes = result.posterior.attributes
+    assert (attributes["inference"], attributes["guide"]) == ("svi", guide)
+    assert (attributes["seed"], attributes["restarts"]) == (0, 2)
+    assert math.isfinite(attributes["elbo"])
+
+
+def test_the_first_restarts_do_not_depend_on_how_many_there_are():
+    one = infer(ingredients(), settings(guide="mean_field", restarts=1)).posterior.chains[0]
+    two = infer(ingredients(), settings(guide="mean_field", restarts=2)).posterior.chains[0]
+    assert torch.equal(one.values["1|g"], two.values["1|g"])
+
+
+def test_the_best_restart_is_kept(monkeypatch):
+    original, elbos = inference._restart, [-5.0, -3.0, math.nan, -4.0]
+
+    def restart(ingredients, settings, number):
+        made = original(ingredients, settings, number)
+        object.__setattr__(made, "elbo", elbos[number])
+        return made
+
+    monkeypatch.setattr(inference, "_restart", restart)
+    result = infer(ingredients(), settings(guide="mean_field", restarts=4, epochs=1, draws=3))
+    assert result.posterior.attributes["elbo"] == -3.0
+    assert result.module is result.posterior.chains[1].module
+
+
+def test_networks_are_restarted_each_with_weights_of_its_own():
+    made = ingredients("y ~ x + z + (1 | g)", source=pa.networks.MLP(hidden=(3,)))
+    result = infer(made, settings(guide="mean_field"))
+    one, two = (chain.module.network.state_dict() for chain in result.posterior.chains)
+    assert not any(torch.equal(one[name], two[name]) for name in one)
+    assert all(not chain.module.training for chain in result.posterior.chains)
+
+
+def test_structured_guides_say_what_they_condition_on():
+    made = ingredients("y ~ x + z + (1 | g)", source=pa.networks.MLP(hidden=(3,)))
+    result = infer(made, settings(restarts=1))
+    assert "network's weights" in result.posterior.attributes["conditions_on"]
+    linear = infer(ingredients(), settings(restarts=1))
+    assert "conditions_on" not in linear.posterior.attributes
+
+
+def test_batch_statistics_do_not_move_after_training():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Dropout(0.5), nn.Linear(3, 1))
+    made = ingredients("y ~ x + z + (1 | g)", source=network)
+    result = infer(made, settings(guide="mean_field", restarts=1))
+    module = result.module
+    statistics = module.network[1]
+    assert int(statistics.num_batches_tracked) == 4  # one for each step, none for drawing
+    assert int(network[1].num_batches_tracked) == 0
+    once, again = module.hidden(made.data)[1], module.hidden(made.data)[1]
+    assert torch.equal(once, again)
+
+
+def test_nuts_has_no_guide():
+    result = infer(ingredients(), settings(inference="nuts", restarts=1))
+    assert result.guide is None
+    assert result.posterior.chains[0].values["1|g"].shape == (6, 5)
+    assert result.posterior.attributes["inference"] == "nuts"
+    assert result.posterior.attributes["seed"] == 0
+
+
+def test_auxiliary_terms_reach_training_and_not_the_density(monkeypatch):
+    made = ingredients(
+        "b ~ x + z + (1 | g)",
+        "bernoulli",
+        pa.networks.MLP(hidden=(3,)),
+        adversary=pa.Adversary(0.5),
+        fixed_effects_weight=0.3,
+    )
+    seen = []
+    original = inference.train
+
+    def watched(objective, *args, **options):
+        seen.append((objective.adversary.settings.weight, objective.fixed_effects_weight))
+        return original(objective, *args, **options)
+
+    monkeypatch.setattr(inference, "train", watched)
+    result = infer(made, settings(guide="mean_field", restarts=1))
+    assert seen == [(0.5, 0.3)]
+    assert set(result.posterior.chains[0].values) == {"Intercept", "features", "1|g_sigma", "1|g"}
