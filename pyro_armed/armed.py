@@ -325,6 +325,8 @@ class ARMED:
             seed=seed,
             progressbar=progressbar,
         )
+        if log_likelihood != "auto" and not isinstance(log_likelihood, bool):
+            raise ArgumentError(f"log_likelihood={log_likelihood!r} must be True, False or 'auto'.")
         ingredients = Ingredients(
             self.spec,
             self._user_priors,
@@ -334,17 +336,19 @@ class ARMED:
             self.fixed_effects_weight,
         )
         result = infer(ingredients, settings)
-        self._posterior, self._module, self._guide = result.posterior, result.module, result.guide
-        self._idata = build_idata(
-            self._posterior,
+        posterior = result.posterior
+        idata = build_idata(
+            posterior,
             self._training.batch,
             index=self._training.index.tolist(),
             seed=seed,
             log_likelihood=log_likelihood,
-            attributes={"formula": self.formula, **self._posterior.attributes},
+            attributes={"formula": self.formula, **posterior.attributes},
         )
-        self._posterior.attributes["verdict"] = record_verdict(self._idata)
-        return self._idata
+        self._posterior, self._module, self._guide = posterior, result.module, result.guide
+        self._idata = idata
+        posterior.attributes["verdict"] = record_verdict(idata)
+        return idata
 
     def prior_predictive(self, draws: int = 500, *, seed: int = 0) -> Any:
         """Draw parameters and responses from the prior; nothing needs to be fitted.
