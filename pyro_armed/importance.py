@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = ["KHAT_LIMIT", "effective_size", "pareto_smooth", "systematic_resample"]
 
 KHAT_LIMIT = 0.7
+_FEW = 25  # Fewer draws have no tail to fit: ArviZ 1.x raises an error.
 
 
 def pareto_smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,6 +75,8 @@ def systematic_resample(log_weights: Tensor, draws: int, generator: torch.Genera
 
 def _psis(row: np.ndarray) -> tuple[np.ndarray, float]:
     """ArviZ's smoothing, from wherever this version keeps it."""
+    if len(row) < _FEW:
+        return _normalised(row), np.inf
     with np.errstate(all="ignore"):
         if int(version("arviz").split(".")[0]) >= 1:
             from arviz_stats.base import array_stats

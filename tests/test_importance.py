@@ -66,6 +66,14 @@ def test_a_constant_does_not_matter():
     )
 
 
+def test_few_draws_have_no_tail():
+    weights = log_weights((2, 24))
+    smoothed, khat = pareto_smooth(weights)
+    assert khat.isinf().all()
+    torch.testing.assert_close(smoothed, torch.log_softmax(weights, -1))
+    assert pareto_smooth(log_weights(25))[1].isfinite()
+
+
 def test_equal_weights_have_no_tail():
     smoothed, khat = pareto_smooth(torch.zeros(100))
     assert float(khat) == -np.inf
