@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro_armed.local import LocalPyroModule
 from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 
 from pyro_armed.batch import Batch
+from pyro_armed.local import LocalPyroModule
 from pyro_armed.module import OBSERVATIONS, MixedEffectsModule, group_plate
 from pyro_armed.seeds import seeded
 
@@ -71,7 +72,7 @@ def latent_sites(module: MixedEffectsModule, batch: Batch) -> list[LatentSite]:
     plates = {group_plate(group.name): group.name for group in module.spec.groups}
     whole = Batch(size=batch.size, n_rows=batch.n_rows)
     with seeded(0), torch.no_grad():
-        traces = [
+        traces: list[Any] = [
             poutine.trace(poutine.block(module.sample_latents, hide_types=["param"])).get_trace(whole)
             for _ in range(15)
         ]
@@ -83,7 +84,7 @@ def latent_sites(module: MixedEffectsModule, batch: Batch) -> list[LatentSite]:
         bijection = biject_to(node["fn"].support)
         draws = torch.stack([bijection.inv(trace.nodes[name]["value"]) for trace in traces])
         start = draws.median(dim=0).values
-        if name.endswith("_offset") or name.endswith("_cholesky"):
+        if name.endswith(("_offset", "_cholesky")):
             start = torch.zeros_like(start)
         sites.append(LatentSite(name, group, node["value"].shape, start.shape, node["fn"].support, start))
     return sites

@@ -275,7 +275,7 @@ def _structured(
 
 
 def _whole(name: str, value: Any, least: int) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value < 2**48:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) < 2**48:
         raise ArgumentError(f"{name}={value!r} must be a whole number of at least {least}.")
     return int(value)
 

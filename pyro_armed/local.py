@@ -17,7 +17,7 @@ _numbers = itertools.count()
 
 def local_parameters() -> AbstractContextManager[None]:
     """A context in which Pyro's global parameter store is neither read nor written."""
-    return pyro.settings.context(module_local_params=True)  # type: ignore[no-any-return]
+    return pyro.settings.context(module_local_params=True)
 
 
 class LocalPyroModule(PyroModule):

@@ -19,12 +19,12 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro_armed.local import LocalPyroModule
 from torch import Tensor, nn
 
 from pyro_armed.batch import Batch
 from pyro_armed.errors import NotFittedError
 from pyro_armed.families import get_link
+from pyro_armed.local import LocalPyroModule
 from pyro_armed.networks import features_and_output
 from pyro_armed.priors import Prior, PriorTable, corr_name
 from pyro_armed.spec import FEATURES, INTERCEPT, EffectBlock, ModelSpec, Predictor, Term
@@ -217,7 +217,7 @@ class MixedEffectsModule(LocalPyroModule):
             if batch.weights is not None:
                 # Pyro refuses a scale of zero.
                 counted = batch.weights > 0
-                stack.enter_context(poutine.mask(mask=counted))
+                stack.enter_context(poutine.mask(mask=counted))  # type: ignore[call-overload]
                 stack.enter_context(poutine.scale(scale=batch.weights.masked_fill(~counted, 1.0)))
             pyro.sample(self.spec.response, distribution, obs=batch.response)
 
@@ -371,7 +371,7 @@ class MixedEffectsModule(LocalPyroModule):
         block : EffectBlock
             The block.
         offsets : list of Tensor
-            Standard normal draws z of each term, shapes (..., C), (..., C, K), with R at the end for categorical.
+            Standard normal draws z of each term, shapes (..., C), (..., C, K); R comes last for categorical.
         values : mapping of str to Tensor
             With the block's sds and correlations.
 

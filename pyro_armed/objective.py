@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -184,29 +185,31 @@ def negative_elbo(
     guide_trace = poutine.trace(guide).get_trace(batch, hidden)
     model_trace = poutine.trace(poutine.replay(module, trace=guide_trace)).get_trace(batch, hidden)
     loss: Tensor | None = None
-    for name, site in model_trace.nodes.items():
+    guide_nodes: Any = guide_trace.nodes
+    model_nodes: Any = model_trace.nodes
+    for name, site in model_nodes.items():
         if site["type"] != "sample" or _is_deterministic(site):
             continue
         if site["is_observed"]:
             part = -_scaled(_masked(site["fn"].log_prob(site["value"]), site), site)
         else:
-            part = _divergence(guide_trace.nodes[name], site)
+            part = _divergence(guide_nodes[name], site)
         loss = part if loss is None else loss + part
     if loss is None:
         raise RuntimeError("the model has no sample sites")
-    for site in guide_trace.nodes.values():
+    for site in guide_nodes.values():
         if site["type"] == "sample" and site["infer"].get("is_auxiliary"):
             loss = loss + _scaled(site["fn"].log_prob(site["value"]), site)
     return loss, model_trace
 
 
-def _divergence(guide: Mapping[str, object], model: Mapping[str, object]) -> Tensor:
+def _divergence(guide: Mapping[str, Any], model: Mapping[str, Any]) -> Tensor:
     """E_q[log q - log p] of one site: in closed form for Gaussians, else at the draw."""
     q, p = guide["fn"], model["fn"]
     if _gaussian(q) and _gaussian(p):
-        return _scaled(kl_divergence(q, p), model)  # type: ignore[arg-type]
+        return _scaled(kl_divergence(q, p), model)
     value = model["value"]
-    return _scaled(q.log_prob(value), guide) - _scaled(p.log_prob(value), model)  # type: ignore[attr-defined]
+    return _scaled(q.log_prob(value), guide) - _scaled(p.log_prob(value), model)
 
 
 def _gaussian(distribution: object) -> bool:
@@ -215,18 +218,17 @@ def _gaussian(distribution: object) -> bool:
     return isinstance(distribution, Normal)
 
 
-def _scaled(values: Tensor, site: Mapping[str, object]) -> Tensor:
-    return (
-        (values * site["scale"]).sum() if isinstance(site["scale"], Tensor) else values.sum() * site["scale"]
-    )  # type: ignore[operator, return-value]
+def _scaled(values: Tensor, site: Mapping[str, Any]) -> Tensor:
+    scale = site["scale"]
+    return (values * scale).sum() if isinstance(scale, Tensor) else values.sum() * scale
 
 
-def _masked(values: Tensor, site: Mapping[str, object]) -> Tensor:
+def _masked(values: Tensor, site: Mapping[str, Any]) -> Tensor:
     mask = site["mask"]
     return values.masked_fill(~mask, 0.0) if isinstance(mask, Tensor) else values
 
 
-def _is_deterministic(site: Mapping[str, object]) -> bool:
+def _is_deterministic(site: Mapping[str, Any]) -> bool:
     infer = site["infer"]
     return (
         bool(isinstance(infer, dict) and infer.get("_deterministic"))

@@ -58,7 +58,7 @@ class Prior:
 
     name: str
     distribution: Distribution
-    raw: Distribution
+    raw: Any
     shift: Tensor
     unit: Tensor
 
@@ -242,7 +242,7 @@ def _checked(name: str, prior: Any, default: Distribution) -> Distribution:
             f"The prior of {name!r} must be a Pyro distribution such as dist.Normal(0., 1.), not {kind}."
         )
     wanted, given = _innermost(default.support), _innermost(prior.support)
-    if prior.support.is_discrete:
+    if getattr(prior.support, "is_discrete", False):
         raise ArgumentError(f"The prior of {name!r} must be continuous; {prior} is not.")
     if wanted in (constraints.positive, constraints.nonnegative):
         if given not in (constraints.positive, constraints.nonnegative) and not _is_positive_interval(given):
@@ -267,7 +267,7 @@ def _is_positive_interval(constraint: Any) -> bool:
     return lower is not None and bool((torch.as_tensor(lower) >= 0).all())
 
 
-def _expanded(name: str, prior: Distribution, shape: tuple[int, ...]) -> Distribution:
+def _expanded(name: str, prior: Any, shape: tuple[int, ...]) -> Any:
     current = tuple(prior.batch_shape + prior.event_shape)
     if current == shape:
         return prior.to_event(len(prior.batch_shape))

@@ -272,4 +272,5 @@ def _sized(block: EffectBlock, n_features: int) -> EffectBlock:
 
 
 def _term(config: dict[str, Any]) -> Term:
-    return Term(**{key: tuple(value) if key != "name" else value for key, value in config.items()})
+    values: dict[str, Any] = {key: tuple(value) if key != "name" else value for key, value in config.items()}
+    return Term(**values)
