@@ -98,12 +98,10 @@ def decision_boundaries(
     Examples
     --------
     >>> import pyro_armed as pa
-    >>> data = pa.simulate.spirals(2, 50, seed=0)
-    >>> model = pa.ARMED(
-    ...     "y ~ x1 + x2 + (1 | group)", data.frame, family="bernoulli", network=pa.networks.MLP((4,))
-    ... )
-    >>> _ = model.fit(guide="mean_field", restarts=1, epochs=2, draws=5, progressbar=False)
-    >>> figure = decision_boundaries(model, data.frame, "x1", "x2", "group", resolution=5, draws=5)
+    >>> data = pa.simulate.spirals(5, 50, seed=0)
+    >>> model = pa.ARMED("y ~ x1 + x2 + (1 | group)", data.frame, family="bernoulli")
+    >>> _ = model.fit(restarts=1, draws=50, progressbar=False)
+    >>> figure = decision_boundaries(model, data.frame, "x1", "x2", "group", resolution=5)
     >>> [axes.get_title() for axes in figure.axes[:2]]
     ['g00', 'g01']
     """

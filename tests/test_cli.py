@@ -17,6 +17,9 @@ from pyro_armed import cli
 from pyro_armed.cli import _tables, main
 from pyro_armed.spec import Group
 
+# Fits as short as these have not converged.
+pytestmark = pytest.mark.filterwarnings("ignore::pyro_armed.errors.ConvergenceWarning")
+
 SMALL = ["--guide", "mean_field", "--restarts", "2", "--epochs", "30", "--draws", "40", "--quiet"]
 FORMULA = "y ~ x1 + (1 | group)"
 
@@ -82,6 +85,23 @@ def test_fit_prints_a_summary_without_the_groups_effects(files, capsys):
     assert "1|group[" not in out
     assert "r_hat" in out
     assert "SVI" not in err
+
+
+def test_summary_has_each_correlation_once(files, capsys):
+    arguments = [
+        "fit",
+        "y ~ x1 + (1 + x1 | group)",
+        files / "train.csv",
+        "--out",
+        files / "slope.armed",
+        *SMALL,
+    ]
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if "corr" in line]
+    assert line.startswith("group_corr[1, x1]")
+    correlation = pa.load(files / "slope.armed").idata["posterior"]["group_corr"].to_numpy()[..., 0, 1]
+    assert float(line.split("]")[1].split()[0]) == pytest.approx(correlation.mean(), abs=6e-4)
 
 
 def test_progress_is_shown_unless_quiet(files, capsys):
