@@ -100,6 +100,7 @@ def test_names_of_features_thresholds_and_modelled_sigma():
     assert levels.nodes["1|g_offset"]["value"].shape == (5, 2)
 
 
+@pytest.mark.filterwarnings("ignore::pyro_armed.errors.ConvergenceWarning")
 def test_trained_model_has_no_auxiliary_site():
     made = pa.ARMED(
         "b ~ x + z + (1 | g)",
