@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import torch
@@ -77,6 +78,7 @@ def draw_chain(
 def log_density(trace: Trace, size: int) -> Tensor:
     """Log density of a trace for each of S draws in the plate, shape (S,)."""
     total: Tensor | float = 0.0
+    site: Any
     for site in trace.nodes.values():
         if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
             continue

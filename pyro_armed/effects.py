@@ -48,9 +48,11 @@ class RandomEffects:
     def __post_init__(self) -> None:
         if isinstance(self.slopes, str) and self.slopes != "features":
             raise ArgumentError(
-                f"slopes={self.slopes!r} is not known: use 'features', a list of columns such as [0, 1], or None."
+                f"slopes={self.slopes!r} is not known: use 'features', a list of columns such as [0, 1], "
+                "or None."
             )
         if not self.intercept and not self.slopes:
             raise ArgumentError(
-                f"RandomEffects({self.group!r}) has neither an intercept nor slopes; set intercept=True or slopes."
+                f"RandomEffects({self.group!r}) has neither an intercept nor slopes; set intercept=True "
+                "or slopes."
             )

@@ -6,6 +6,8 @@ auxiliary parameters.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -95,6 +97,7 @@ class GlobalSpace:
         with poutine.block():
             trace = poutine.trace(conditioned).get_trace()
         for name in sites:
-            node = trace.nodes[name]
+            node: Any = trace.nodes[name]
             log_density = log_density + node["fn"].log_prob(node["value"]).reshape(theta.shape[0], -1).sum(-1)
-        return trace.nodes["_RETURN"]["value"], log_density
+        returned: Any = trace.nodes["_RETURN"]["value"]
+        return returned, log_density

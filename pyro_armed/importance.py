@@ -36,12 +36,12 @@ def pareto_smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     True
     """
     values = log_weights.detach().cpu().double()
-    values = torch.where(torch.isfinite(values), values, torch.full_like(values, -1e10)).numpy()
-    flat = values.reshape(-1, values.shape[-1])
+    finite = torch.where(torch.isfinite(values), values, torch.full_like(values, -1e10)).numpy()
+    flat = finite.reshape(-1, finite.shape[-1])
     # A constant row has no tail to fit.
     rows = [(_normalised(row), -np.inf) if np.ptp(row) < 1e-10 else _psis(row) for row in flat]
-    smoothed = np.stack([row for row, _ in rows]).reshape(values.shape)
-    khat = np.array([k for _, k in rows]).reshape(values.shape[:-1])
+    smoothed = np.stack([row for row, _ in rows]).reshape(finite.shape)
+    khat = np.array([k for _, k in rows]).reshape(finite.shape[:-1])
     return torch.as_tensor(smoothed), torch.as_tensor(khat)
 
 

@@ -1,8 +1,7 @@
 """Argument checks and random state, shared by the network modules."""
 
 import operator
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
