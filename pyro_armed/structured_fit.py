@@ -33,6 +33,7 @@ __all__ = ["GlobalDraws", "StructuredFit", "correct_globals", "draw_effects", "f
 _ELEMENTS = 400_000
 _PARTICLES = 8
 _WINDOW = 25
+_SPREAD = 1.3
 _MANY_ROWS = 200_000
 # Row-effects that may be evaluated in SVI steps, and in importance weights.
 _STEP_BUDGET, _WEIGHT_BUDGET = 20_000_000, 60_000_000
@@ -87,7 +88,8 @@ def marginal(guide: StructuredGuide, theta: Tensor, order: int = 1) -> Tensor:
     theta : Tensor, shape (S, P)
         Unconstrained values.
     order : int
-        1: Laplace. More: that many nodes of adaptive quadrature for each effect of a group.
+        1: Laplace. More: that many nodes of adaptive quadrature for each effect of a group with one or two;
+        that many points of quasi-Monte Carlo in all for a group with more.
 
     Returns
     -------
@@ -102,6 +104,8 @@ def marginal(guide: StructuredGuide, theta: Tensor, order: int = 1) -> Tensor:
         return log_prior + conditional.laplace(problem, conditional.solve(problem, guide.mode))
     with torch.no_grad():
         effects = conditional.solve(problem, guide.mode)
+    if conditional.widths[conditional.groups[0]] > 2:
+        return log_prior + conditional.quasi_monte_carlo(problem, effects, order)
     return log_prior + conditional.quadrature(problem, effects, order)
 
 
@@ -287,12 +291,12 @@ def correct_globals(guide: StructuredGuide, draws: int, *, seed: int, oversample
 
 
 def quadrature_order(guide: StructuredGuide) -> int:
-    """Nodes of quadrature that pay: none for a Gaussian response, crossed factors or many effects."""
+    """The ``order`` of `marginal` that pays: 1 for a Gaussian response, crossed factors or many effects."""
     conditional = guide.conditional
     if isinstance(conditional, GaussianConditional) or len(conditional.groups) != 1:
         return 1
     width = conditional.widths[conditional.groups[0]]
-    return {1: 9, 2: 3}.get(width, 1)
+    return {1: 9, 2: 3, 3: 32, 4: 32}.get(width, 1)
 
 
 def _uncorrected(guide: StructuredGuide, draws: int, generator: torch.Generator) -> GlobalDraws:
@@ -423,8 +427,11 @@ def _choose(guide, problem, effects, candidates, generator):  # type: ignore[no-
     ratio = conditional.by_group(problem, z) - conditional.density_by_group(effects, z)
     kept, best = z[0], ratio + _gumbel(ratio, generator)
     for _ in range(candidates - 1):
-        other = conditional.draw(effects, noise())
-        weight = conditional.by_group(problem, other) - conditional.density_by_group(effects, other)
+        # Wider than the Gaussian, which a skewed conditional leaves on one side.
+        narrow = conditional.draw(effects, noise())
+        other = [mean + _SPREAD * (part - mean) for mean, part in zip(effects.mean, narrow, strict=True)]
+        weight = conditional.by_group(problem, other) - conditional.density_by_group(effects, narrow)
+        weight = weight + narrow[0].shape[-1] * math.log(_SPREAD)
         key = weight + _gumbel(weight, generator)
         kept = torch.where((key > best).unsqueeze(-1), other[0], kept)
         best = torch.maximum(best, key)

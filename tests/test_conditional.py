@@ -398,6 +398,38 @@ def test_quadrature_of_two_effects():
     assert float(quadrature[0]) == pytest.approx(expected, abs=1e-4)
 
 
+def skewed():
+    """Groups of few rows, nearly all of one answer, and large effects: far from Gaussian."""
+    data = frame(8, 4)
+    data["c"] = np.where(np.arange(32) % 11 == 0, "mid", "low")
+    data.loc[data["g"].isin(["g1", "g6"]), "c"] = "top"
+    module, space = build("c ~ 1 + (1 | g)", "categorical", data)
+    values, _ = space.evaluate(space.start.expand(3, -1))
+    values["1|g_sigma"] = torch.tensor([[1.0, 1.0], [3.0, 2.0], [4.0, 5.0]], dtype=F64).unsqueeze(1)
+    conditional = GroupConditional(module, module.data)
+    problem = conditional.problem(values)
+    return conditional, problem, conditional.solve(problem)
+
+
+def test_quasi_monte_carlo():
+    conditional, problem, effects = skewed()
+    exact = conditional.quadrature(problem, effects, 61)
+    near = conditional.quasi_monte_carlo(problem, effects, 4096)
+    torch.testing.assert_close(near, exact, rtol=0, atol=0.02)
+    few = conditional.quasi_monte_carlo(problem, effects, 32)
+    laplace = conditional.laplace(problem, effects)
+    assert ((few - exact).abs() < 0.3).all()
+    # What matters is how the error differs between values of the globals.
+    assert ((few - exact).std() < 0.3 * (laplace - exact).std()).all()
+
+
+def test_quasi_monte_carlo_is_repeatable(unmoved_rng):
+    conditional, problem, effects = skewed()
+    with unmoved_rng():
+        first = conditional.quasi_monte_carlo(problem, effects, 16)
+    assert torch.equal(first, conditional.quasi_monte_carlo(problem, effects, 16))
+
+
 def test_quadrature_of_one_node_is_laplace():
     module, space = build("count ~ x + (1 + z | g)", "poisson")
     conditional = GroupConditional(module, module.data)
