@@ -216,7 +216,7 @@ def test_a_users_network(tmp_path: Path) -> None:
     for source in (own, Own):
         assert_same_model(model, pa.load(tmp_path / "m", network=source), new_rows())
     assert all(torch.equal(value, before[name]) for name, value in own.state_dict().items())
-    with pytest.raises(FileFormatError, match="do not fit the network Own.*size mismatch"):
+    with pytest.raises(FileFormatError, match=r"do not fit the network Own.*size mismatch"):
         pa.load(tmp_path / "m", network=Own(5))
     with pytest.raises(FileFormatError, match="do not fit the network Linear"):
         pa.load(tmp_path / "m", network=nn.Linear(1, 1))
@@ -441,7 +441,7 @@ def test_other_safetensors_files(tmp_path: Path) -> None:
 
 def test_other_versions(tmp_path: Path) -> None:
     save_file({}, tmp_path / "m", {"format": "pyro_armed", "version": "99", "model": "{}"})
-    with pytest.raises(FileFormatError, match="version 99.*reads version 1"):
+    with pytest.raises(FileFormatError, match=r"version 99.*reads version 1"):
         pa.load(tmp_path / "m")
 
 

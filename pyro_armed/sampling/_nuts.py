@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.infer import NUTS
 from torch import Tensor
@@ -221,8 +222,8 @@ def _run(
             records.append(_statistics(kernel, iteration - warmup, mean))
             bar.set_postfix_str(f"{len(kernel._divergences)} divergences", refresh=False)
     kernel.cleanup()
-    stats = {name: torch.tensor([record[name] for record in records]) for name in records[0]}
-    return torch.stack(points), stats
+    columns = {name: np.array([record[name] for record in records]) for name in records[0]}
+    return torch.stack(points), {name: torch.from_numpy(column) for name, column in columns.items()}
 
 
 def _statistics(kernel: _Kernel, draw: int, mean: float) -> dict[str, Any]:
