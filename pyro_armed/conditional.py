@@ -5,9 +5,8 @@ Given the global variables theta the standardised effects z (u = D(tau) L z) hav
     sum_i log p(y_i | eta_i) - z'z / 2,    eta_i = base_i + sum_g A_{g,i}' z_{g, c(i)}
 
 whose mode Newton's method finds for all groups at once. With one grouping factor the Hessian is block
-diagonal. With several, the largest factor's diagonal blocks are eliminated and the rest (M effects) is
-dense. Sources: Laplace and adaptive Gauss-Hermite quadrature as in Pinheiro and Bates (1995); crossed
-factors by the Schur complement as in Bates et al. (2015, lme4).
+diagonal; see `pyro_armed.group_gaussian` for several. Sources: Laplace and adaptive Gauss-Hermite
+quadrature as in Pinheiro and Bates (1995).
 """
 
 from __future__ import annotations
@@ -22,13 +21,11 @@ from numpy.polynomial.hermite import hermgauss
 from torch import Tensor
 
 from pyro_armed.batch import Batch
+from pyro_armed.group_gaussian import Effects, GroupGaussian, Hidden
 from pyro_armed.module import MixedEffectsModule
-from pyro_armed.priors import corr_name
 from pyro_armed.spec import EffectBlock
 
-__all__ = ["Effects", "GroupConditional", "Problem"]
-
-Hidden = tuple[Tensor, Tensor] | None
+__all__ = ["GroupConditional", "Problem"]
 
 
 @dataclass(frozen=True)
@@ -53,32 +50,7 @@ class Problem:
     fixed: Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Effects:
-    """A Gaussian over z: ``mean`` and the factors of its precision.
-
-    Attributes
-    ----------
-    mean : list of Tensor, shape (S, C_g, D_g)
-        Mode for each grouping factor; the primary one is first.
-    primary : Tensor, shape (S, C, D, D)
-        Cholesky factors of the primary factor's diagonal blocks.
-    cross : Tensor, shape (S, C * D, M)
-        Primary block times the rest, divided by the factors; M = 0 for one grouping factor.
-    rest : Tensor, shape (S, M, M)
-        Cholesky factor of the Schur complement.
-    log_det : Tensor, shape (S,)
-        Log determinant of the precision.
-    """
-
-    mean: list[Tensor]
-    primary: Tensor
-    cross: Tensor
-    rest: Tensor
-    log_det: Tensor
-
-
-class GroupConditional:
+class GroupConditional(GroupGaussian):
     """Group effects of a model given its global variables.
 
     Parameters
@@ -100,21 +72,12 @@ class GroupConditional:
         hidden: Hidden = None,
         sizes: Mapping[str, int] | None = None,
     ):
-        self.module, self.batch, self.hidden = module, batch, hidden
+        super().__init__(module, batch, hidden, sizes)
         spec = module.spec
-        counts = {group.name: (sizes or {}).get(group.name, group.size) for group in spec.groups}
-        names = [group.name for group in spec.groups if any(b.group == group.name for b in spec.blocks)]
-        self.blocks = {name: [b for b in spec.blocks if b.group == name] for name in names}
-        self.widths = {name: sum(self._width(b) for b in self.blocks[name]) for name in names}
-        # The factor with most effects is eliminated block by block; the others stay dense.
-        self.groups = sorted(names, key=lambda name: -counts[name] * self.widths[name])
-        self.counts = counts
         self.parameters = [p.parameter for p in spec.predictors if p.blocks]
         self.columns = {p: self._outputs(p) for p in self.parameters}
         self.n_columns = sum(self.columns.values())
         self._padded = self._padding()
-
-    # --- the density -------------------------------------------------------------------------------------
 
     def problem(self, values: Mapping[str, Tensor]) -> Problem:
         """Linear predictors and loadings at some global values (S, 1, ...)."""
@@ -165,8 +128,6 @@ class GroupConditional:
         for z in effects:
             total = total - 0.5 * z.square().sum((1, 2)) - 0.5 * math.log(2 * math.pi) * z[0].numel()
         return total
-
-    # --- Newton ------------------------------------------------------------------------------------------
 
     def solve(
         self, problem: Problem, start: list[Tensor] | None = None, steps: int = 30, tolerance: float = 1e-6
@@ -337,12 +298,6 @@ class GroupConditional:
         padded[codes[order], position] = order
         return padded
 
-    def _sum_by_group(self, g: int, rows: Tensor) -> Tensor:
-        """Sums of rows (S, N, ...) within groups, (S, C, ...)."""
-        name = self.groups[g]
-        total = rows.new_zeros(rows.shape[0], self.counts[name], *rows.shape[2:])
-        return total.index_add(1, self.batch.codes[name], rows)
-
     def _precision(self, problem: Problem, curvature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Factors of the Hessian: see `Effects`."""
         weighted = self._weighted(problem, curvature)
@@ -355,23 +310,6 @@ class GroupConditional:
         """The primary factor's blocks of the Hessian, shape (S, C, D, D)."""
         blocks = self._gram(weighted[0], problem.loadings[0])
         return blocks + torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
-
-    @staticmethod
-    def _eliminate(blocks: Tensor, crossed: Tensor, dense: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Factor the Hessian from its blocks (S, C, D, D), crossed (S, C D, M) and dense (S, M, M) parts."""
-        primary = torch.linalg.cholesky(blocks)
-        log_det = 2 * primary.diagonal(dim1=-2, dim2=-1).log().sum((-1, -2))
-        size, groups, width = primary.shape[:3]
-        total = dense.shape[-1]
-        if not total:
-            return primary, crossed, dense, log_det
-        cross = torch.linalg.solve_triangular(
-            primary, crossed.reshape(size, groups, width, total), upper=False
-        )
-        cross = cross.reshape(size, groups * width, total)
-        rest = torch.linalg.cholesky(dense - cross.mT @ cross)
-        log_det = log_det + 2 * rest.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return primary, cross, rest, log_det
 
     def _dense_parts(self, problem: Problem, weighted: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Primary x rest (S, C D, M) and rest x rest (S, M, M) parts of the Hessian."""
@@ -401,84 +339,6 @@ class GroupConditional:
         dense = dense.reshape(size, total, total) + torch.eye(total, dtype=dense.dtype, device=dense.device)
         return crossed.reshape(size, -1, total), dense
 
-    def _positions(self, g: int, start: int) -> Tensor:
-        """Positions of each row's effects among those of its side, shape (N, D)."""
-        width = self.widths[self.groups[g]]
-        codes = self.batch.codes[self.groups[g]]
-        return start + codes[:, None] * width + torch.arange(width, device=codes.device)
-
-    def _apply_inverse(
-        self, precision: tuple[Tensor, Tensor, Tensor, Tensor], scores: list[Tensor]
-    ) -> list[Tensor]:
-        """Solve the Hessian against one vector for each grouping factor."""
-        primary, cross, rest, _ = precision
-        size, groups, width = primary.shape[:3]
-        half = torch.linalg.solve_triangular(primary, scores[0].unsqueeze(-1), upper=False).reshape(
-            size, -1, 1
-        )
-        if not rest.shape[-1]:
-            solved = torch.linalg.solve_triangular(
-                primary.mT, half.reshape(size, groups, width, 1), upper=True
-            )
-            return [solved[..., 0]]
-        others = torch.cat([score.reshape(size, -1) for score in scores[1:]], dim=1).unsqueeze(-1)
-        second = torch.cholesky_solve(others - cross.mT @ half, rest)
-        first = (half - cross @ second).reshape(size, groups, width, 1)
-        solved = torch.linalg.solve_triangular(primary.mT, first, upper=True)[..., 0]
-        return [solved, *self._split_rest(second[..., 0])]
-
-    def _split_rest(self, values: Tensor) -> list[Tensor]:
-        sizes = [self.counts[name] * self.widths[name] for name in self.groups[1:]]
-        parts = values.split(sizes, dim=-1)
-        return [
-            part.reshape(len(values), self.counts[name], self.widths[name])
-            for name, part in zip(self.groups[1:], parts, strict=True)
-        ]
-
-    # --- drawing and integrating -------------------------------------------------------------------------
-
-    def draw(self, effects: Effects, noise: list[Tensor]) -> list[Tensor]:
-        """Draws of z from the Gaussian, differentiable.
-
-        Parameters
-        ----------
-        effects : Effects
-            From `solve`.
-        noise : list of Tensor, shape (S, C_g, D_g)
-            Standard normal noise for each grouping factor, primary first.
-
-        Returns
-        -------
-        list of Tensor, shape (S, C_g, D_g)
-        """
-        size, groups, width = effects.primary.shape[:3]
-        first = noise[0].reshape(size, -1, 1)
-        parts: list[Tensor] = []
-        if effects.rest.shape[-1]:
-            others = torch.cat([part.reshape(size, -1) for part in noise[1:]], dim=1).unsqueeze(-1)
-            second = torch.linalg.solve_triangular(effects.rest.mT, others, upper=True)
-            first = first - effects.cross @ second
-            parts = self._split_rest(second[..., 0])
-        solved = torch.linalg.solve_triangular(
-            effects.primary.mT, first.reshape(size, groups, width, 1), upper=True
-        )[..., 0]
-        return [mean + part for mean, part in zip(effects.mean, [solved, *parts], strict=True)]
-
-    def log_density(self, effects: Effects, z: list[Tensor]) -> Tensor:
-        """Log density of the Gaussian at z, shape (S,)."""
-        size = effects.primary.shape[0]
-        centred = [a - b for a, b in zip(z, effects.mean, strict=True)]
-        first = (effects.primary.mT @ centred[0].unsqueeze(-1)).reshape(size, -1, 1)
-        square = effects.log_det.new_zeros(size)
-        count = centred[0][0].numel()
-        if effects.rest.shape[-1]:
-            others = torch.cat([part.reshape(size, -1) for part in centred[1:]], dim=1).unsqueeze(-1)
-            first = first + effects.cross @ others
-            square = (effects.rest.mT @ others).square().sum((1, 2))
-            count += others.shape[1]
-        square = square + first.square().sum((1, 2))
-        return 0.5 * (effects.log_det - square - count * math.log(2 * math.pi))
-
     def laplace(self, problem: Problem, effects: Effects) -> Tensor:
         """Laplace's approximation of log p(y | theta), exact for a Gaussian response, shape (S,)."""
         count = sum(mean[0].numel() for mean in effects.mean)
@@ -492,12 +352,6 @@ class GroupConditional:
             - 0.5 * z[0].square().sum(-1)
             - 0.5 * z[0].shape[-1] * math.log(2 * math.pi)
         )
-
-    def density_by_group(self, effects: Effects, z: list[Tensor]) -> Tensor:
-        """Log density of the Gaussian for each group of the only grouping factor, shape (S, C)."""
-        white = (effects.primary.mT @ (z[0] - effects.mean[0]).unsqueeze(-1))[..., 0]
-        log_det = effects.primary.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return log_det - 0.5 * white.square().sum(-1) - 0.5 * z[0].shape[-1] * math.log(2 * math.pi)
 
     def quadrature(self, problem: Problem, effects: Effects, order: int) -> Tensor:
         """Adaptive Gauss-Hermite quadrature of log p(y | theta) with one grouping factor, shape (S,).
@@ -562,38 +416,6 @@ class GroupConditional:
         uniform = (sobol.draw(points, dtype=torch.float64).unsqueeze(1) + shifts) % 1.0
         normal = math.sqrt(2.0) * torch.erfinv(2.0 * uniform.clamp(1e-9, 1 - 1e-9) - 1.0)
         return normal.to(self.module.priors.device, self.module.priors.dtype)
-
-    def offsets(self, name: str, table: Tensor) -> list[tuple[EffectBlock, list[Tensor]]]:
-        """A factor's z (S, C, D) as offsets of each block's terms: (S, C), (S, C, K), with R at the end."""
-        result = []
-        widths = [self._width(block) for block in self.blocks[name]]
-        for block, part in zip(self.blocks[name], table.split(widths, dim=-1), strict=True):
-            outputs = self._outputs(block.parameter)
-            shaped = part.reshape(*part.shape[:2], block.size, outputs) if outputs > 1 else part
-            result.append((block, self.module.split_effects(block, shaped)))
-        return result
-
-    def effects(self, values: Mapping[str, Tensor], z: list[Tensor]) -> dict[str, Tensor]:
-        """Effects u of each term by name, (S, C, ...), from z of each grouping factor."""
-        named = {}
-        for name, table in zip(self.groups, z, strict=True):
-            for block, offsets in self.offsets(name, table):
-                scaled = self.module.scale_offsets(block, offsets, values)
-                for term, effect in zip(block.terms, self.module.split_effects(block, scaled), strict=True):
-                    named[block.effect_name(term)] = effect
-        return named
-
-    # --- shapes ------------------------------------------------------------------------------------------
-
-    def _factor(self, block: EffectBlock, values: Mapping[str, Tensor]) -> Tensor | None:
-        """Cholesky factor of a block's correlations, shape (S, K, K); None if its effects are independent."""
-        return values[corr_name(self.module.spec, block)][:, 0] if block.correlated else None
-
-    def _outputs(self, parameter: str) -> int:
-        return self.module.spec.n_predictors if parameter == "mu" else 1
-
-    def _width(self, block: EffectBlock) -> int:
-        return block.size * self._outputs(block.parameter)
 
     def _as_columns(self, eta: Tensor, parameter: str) -> Tensor:
         eta = eta if self._outputs(parameter) > 1 else eta.unsqueeze(-1)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_armed.batch import Batch
-from pyro_armed.conditional import Effects, GroupConditional, Hidden
+from pyro_armed.conditional import GroupConditional
+from pyro_armed.group_gaussian import Effects, GroupGaussian, Hidden
 from pyro_armed.module import MixedEffectsModule
 
 __all__ = ["GaussianConditional", "GaussianProblem", "conditional_of", "has_gaussian_conditional"]
@@ -50,13 +52,16 @@ def has_gaussian_conditional(module: MixedEffectsModule) -> bool:
 
 def conditional_of(
     module: MixedEffectsModule, batch: Batch, hidden: Hidden = None, sizes: Mapping[str, int] | None = None
-) -> GroupConditional:
-    """The cheapest exact way to the group effects of a model."""
+) -> Any:
+    """The cheapest exact way to the group effects of a model: Gaussian or not.
+
+    Each solves the problems that it makes itself, which is more than their types can say.
+    """
     kind = GaussianConditional if has_gaussian_conditional(module) else GroupConditional
     return kind(module, batch, hidden, sizes)
 
 
-class GaussianConditional(GroupConditional):
+class GaussianConditional(GroupGaussian):
     """Group effects of a Gaussian model given its global variables; see `GroupConditional`."""
 
     def __init__(
@@ -92,7 +97,7 @@ class GaussianConditional(GroupConditional):
             if g != h
         }
 
-    def problem(self, values: Mapping[str, Tensor]) -> GaussianProblem:  # type: ignore[override]
+    def problem(self, values: Mapping[str, Tensor]) -> GaussianProblem:
         """What the conditional needs at some global values (S, 1, ...)."""
         size = values["sigma"].shape[0]
         parts = [values[name].reshape(size, -1) for name in self._coefficients]
@@ -107,12 +112,12 @@ class GaussianConditional(GroupConditional):
         transforms = [self._transform(name, values) for name in self.groups]
         return GaussianProblem(values, contrast, values["sigma"].reshape(size).square(), transforms)
 
-    def solve(self, problem: GaussianProblem, start: object = None, **_: object) -> Effects:  # type: ignore[override]
+    def solve(self, problem: GaussianProblem, start: object = None, **_: object) -> Effects:
         """Mean and precision of z, exact."""
         precision = self._factorise(problem)
         return Effects(self._apply_inverse(precision, self._scores(problem)), *precision)
 
-    def laplace(self, problem: GaussianProblem, effects: Effects) -> Tensor:  # type: ignore[override]
+    def laplace(self, problem: GaussianProblem, effects: Effects) -> Tensor:
         """The log density log p(y | theta), exact, shape (S,)."""
         residual = torch.einsum("si,ij,sj->s", problem.contrast, self.squares, problem.contrast)
         explained = sum(

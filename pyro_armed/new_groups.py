@@ -47,7 +47,8 @@ def check_mode(mode: str, new_groups: Mapping[str, Sequence[Any]]) -> None:
             shown = ", ".join(repr(label) for label in labels[:5]) + (", ..." if len(labels) > 5 else "")
             raise UnseenGroupError(
                 f"Group '{group}' has labels that training did not have: {shown}. Pass "
-                "new_groups='marginal' to draw their effects from the distribution of groups, or 'population' for the average group."
+                "new_groups='marginal' to draw their effects from the distribution of groups, or "
+                "'population' for the average group."
             )
 
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_armed.batch import Batch
-from pyro_armed.conditional import Effects, Hidden, Problem
+from pyro_armed.conditional import Problem
 from pyro_armed.errors import ArgumentError
 from pyro_armed.gaussian_conditional import conditional_of
 from pyro_armed.global_space import GlobalSpace
+from pyro_armed.group_gaussian import Effects, Hidden
 from pyro_armed.local import LocalPyroModule
 from pyro_armed.module import MixedEffectsModule, group_plate
 

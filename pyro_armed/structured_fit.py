@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from tqdm.auto import tqdm
 
 from pyro_armed.gaussian_conditional import GaussianConditional
@@ -149,7 +150,7 @@ def _mode(guide: StructuredGuide, generator: torch.Generator) -> tuple[Tensor, b
         theta = torch.as_tensor(x, dtype=start.dtype).requires_grad_()
         try:
             value = -marginal(guide, theta.unsqueeze(0))[0]
-        except torch.linalg.LinAlgError:
+        except LinAlgError:
             return 1e15, np.zeros_like(x)
         if not bool(torch.isfinite(value)):
             return 1e15, np.zeros_like(x)
@@ -350,7 +351,7 @@ def _safe_marginal(guide: StructuredGuide, theta: Tensor, order: int) -> Tensor:
     """The log density log p(y, theta), minus infinity where a factorisation fails."""
     try:
         return marginal(guide, theta, order)
-    except torch.linalg.LinAlgError:
+    except LinAlgError:
         if len(theta) == 1:
             return theta.new_full((1,), -math.inf)
         return torch.cat([_safe_marginal(guide, part, order) for part in theta.split(1)])

@@ -40,6 +40,7 @@ LAYERS = [
     "objective",
     "training",
     "global_space",
+    "group_gaussian",
     "conditional",
     "gaussian_conditional",
     "importance",

@@ -15,11 +15,12 @@ from numpy.polynomial.hermite import hermgauss
 from torch import Tensor
 
 from pyro_armed.batch import Batch
-from pyro_armed.conditional import Effects, GroupConditional, Hidden, Problem
+from pyro_armed.conditional import GroupConditional, Problem
 from pyro_armed.diagnostics._access import dataset_of, fitted
 from pyro_armed.errors import ArgumentError
 from pyro_armed.export import variable_name
 from pyro_armed.gaussian_conditional import has_gaussian_conditional
+from pyro_armed.group_gaussian import Effects, Hidden
 from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule, group_plate
 from pyro_armed.posterior import Chain
