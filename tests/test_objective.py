@@ -205,6 +205,13 @@ def test_without_auxiliary_terms_the_total_is_the_negative_elbo_to_the_last_bit(
         assert float(parts.adversary) == float(parts.fixed_effects) == 0.0
 
 
+def test_parts_of_a_minibatch_are_per_row_of_the_data_set():
+    module, guide = pair("gaussian")
+    batch = module.data.select(torch.tensor([0, 3, 4]))
+    parts = parts_of(Objective(module, guide), batch=batch)
+    assert torch.equal(parts.elbo, loss(module, guide, batch) / 20)
+
+
 def gradients(total, parameters):
     return torch.autograd.grad(total, parameters, retain_graph=True)
 
