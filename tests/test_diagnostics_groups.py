@@ -145,6 +145,7 @@ def test_loo_group_is_an_arviz_result():
     before, (after, elpd, p) = np.asarray(values_of(result)[0]), values_of(again)
     np.testing.assert_array_equal(np.delete(before, 3), np.delete(np.asarray(after), 3))
     assert float(after[3]) != before[3]
+    assert float(after[3]) < joint[3] - 0.5
     assert elpd == pytest.approx(float(after.sum()))
     assert p == pytest.approx(float((joint - np.asarray(after)).sum()))
 
@@ -199,6 +200,8 @@ def test_sbc_gives_ranks_of_every_scalar_and_repeats_itself(unmoved_rng):
     names = ["Intercept", "x1", "sigma", "1|group_sigma", *(f"1|group[g0{c}]" for c in range(4))]
     assert result.ranks["parameter"].tolist() == 2 * names
     assert result.ranks["rank"].between(0, 19).all()
+    scores = stats.norm.cdf((result.ranks["truth"] - result.ranks["mean"]) / result.ranks["sd"])
+    np.testing.assert_allclose(result.ranks["rank"] / 19, scores, atol=0.3)
     again = diagnostics.sbc(lambda: model, n=2, draws=19, seed=3, progressbar=False)
     pd.testing.assert_frame_equal(result.ranks, again.ranks)
     assert torch.equal(before, model._training.batch.response)
