@@ -252,6 +252,24 @@ class Constant(Objective):
         return LossParts(torch.tensor(self.value), zero, zero, total, zero, zero)
 
 
+def test_the_seed_shuffles_the_rows():
+    class Watched(Constant):
+        def __call__(self, batch, weight=0.0):
+            seen.append(batch.rows.tolist())
+            return super().__call__(batch, weight)
+
+    orders = []
+    for seed in (3, 3, 4):
+        seen = []
+        objective = objective_of()
+        objective.__class__ = Watched
+        run(objective, seed, epochs=2, batch_size=10)
+        orders.append(seen)
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+    assert [sorted(orders[0][i] + orders[0][i + 1]) for i in (0, 2)] == [list(range(20))] * 2
+
+
 def test_training_stops_when_the_elbo_no_longer_rises():
     objective = objective_of()
     objective.__class__ = Constant
