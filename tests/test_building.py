@@ -179,6 +179,14 @@ def test_restarts_redraw_the_librarys_networks():
     assert not any(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_restarts_redraw_the_librarys_networks_also_where_they_have_weights_already():
+    network = pa.networks.MLP(hidden=(4,)).build(2, 1)
+    plan, spec, data = plan_of(network)
+    one, other = (plan.instance(spec, data, seed).state_dict() for seed in (3, 4))
+    assert not any(torch.equal(one[name], other[name]) for name in one)
+    assert not any(torch.equal(one[name], value) for name, value in network.state_dict().items())
+
+
 def test_restarts_keep_the_weights_of_a_users_network_in_copies():
     network = sequential()
     plan, spec, data = plan_of(network)
