@@ -132,6 +132,8 @@ def prior_idata(
     ArgumentError
         For less than one draw.
     """
+    if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:
+        raise ArgumentError(f"draws={draws!r} must be a whole number of at least 1.")
     prior = Posterior([prior_chain(module, draws, seed)])
     groups = {"prior": posterior_dataset(prior)}
     groups |= pointwise(prior, batch, ("prior_predictive",), index=index, seed=seed)

@@ -105,7 +105,7 @@ def prior_chain(module: MixedEffectsModule, draws: int, seed: int) -> Chain:
         For less than one draw.
     """
     if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:
-        raise ArgumentError(f"draws={draws!r} must be a whole number of at least 1.")
+        raise ArgumentError(f"prior_draws={draws!r} must be a whole number of at least 1.")
     nobody = Batch(size=0, n_rows=module.spec.n_rows)
     with (
         evaluating(module),
