@@ -282,7 +282,7 @@ def test_prior_predictive_before_and_after_fitting(gaussian, unmoved_rng):
     assert fitted["prior"].equals(gaussian.idata["prior"])
     assert fitted["prior_predictive"].equals(gaussian.idata["prior_predictive"])
     for bad in (0, 1.5, True):
-        with pytest.raises(ArgumentError, match="^draws="):
+        with pytest.raises(ArgumentError, match=r"^draws="):
             gaussian.prior_predictive(bad)
 
 
