@@ -80,7 +80,7 @@ pd.DataFrame(rows, columns=["", "mean", "sd", "lme4", "lme4's se"]).set_index(""
 #
 # What lme4 calls conditional modes, `ranef(fit)`, are here draws like everything else: `1|district` has the
 # district's label as its coordinate, and each interval is as wide as the district's data make it. Any ArviZ
-# function takes the result. Above are the ten largest districts, below the ten smallest, with wider intervals.
+# function takes the result. Above are the ten largest districts, below the ten smallest: wider intervals.
 
 # %%
 largest = women["district"].value_counts().index[:10].tolist()
