@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from pyro_armed.gaussian_conditional import GaussianConditional
 from pyro_armed.importance import KHAT_LIMIT, effective_size, pareto_smooth, systematic_resample
-from pyro_armed.proposals import defensive_proposal
+from pyro_armed.proposals import Proposal, defensive_proposal
 from pyro_armed.seeds import generator_for
 from pyro_armed.structured import StructuredGuide
 
@@ -246,7 +246,7 @@ def _ascend(guide: StructuredGuide, optimizer: torch.optim.Optimizer, noise: Ten
 
 
 @torch.no_grad()
-def correct_globals(guide: StructuredGuide, draws: int, *, seed: int, oversample: int = 2) -> GlobalDraws:
+def correct_globals(guide: StructuredGuide, draws: int, *, seed: int, rounds: int = 6) -> GlobalDraws:
     """Draw theta and weigh it against the marginal likelihood.
 
     Parameters
@@ -257,38 +257,62 @@ def correct_globals(guide: StructuredGuide, draws: int, *, seed: int, oversample
         Draws S to return.
     seed : int
         Seed.
-    oversample : int
-        Proposals for each returned draw.
+    rounds : int
+        Most rounds of proposals, as many as draws each; fewer where their effective size suffices.
 
     Returns
     -------
     GlobalDraws
+
+    Notes
+    -----
+    Proposals move to what the weights so far say, and all rounds count as draws from the mixture of their
+    proposals: adaptive multiple importance sampling (Cornuet, Marin, Mira, Robert, Scand. J. Stat. 39, 2012).
     """
     generator = generator_for(seed, "globals")
     order = quadrature_order(guide)
-    if affordable(guide, _WEIGHT_BUDGET) < oversample * draws:
+    count = max(draws, 200)
+    rounds = min(rounds, affordable(guide, _WEIGHT_BUDGET) // count)
+    if rounds < 2:
         return _uncorrected(guide, draws, generator)
-    mean, factor = guide.mean_and_factor()
-    theta, log_weight = _weighted(guide, mean, factor, max(draws, 200), order, generator)
+    theta, log_weight, first = _adaptive_draws(guide, count, 1.25 * draws, rounds, order, generator)
     smoothed, khat = pareto_smooth(log_weight)
-    first = float(khat)
-    if effective_size(smoothed) > 5 * guide.space.size:
-        mean, factor = _matched(theta, smoothed, factor)
-    proposals = oversample * draws
-    theta, log_weight = _weighted(guide, mean, factor, proposals, order, generator)
-    smoothed, khat = pareto_smooth(log_weight)
-    corrected = float(khat) < KHAT_LIMIT and float(effective_size(smoothed)) > 0.02 * proposals
+    size = float(effective_size(smoothed))
+    corrected = float(khat) < KHAT_LIMIT and size > 0.02 * len(theta)
     if corrected:
         chosen = systematic_resample(smoothed, draws, generator)
     else:
         theta, log_weight = _from_guide(guide, draws, order, generator)
         chosen = torch.arange(draws)
-    details = {
-        "khat_guide": first,
-        "ess_weights": float(effective_size(smoothed)),
-        "quadrature": float(order),
-    }
+    details = {"khat_guide": first, "ess_weights": size, "quadrature": float(order)}
     return GlobalDraws(theta[chosen], log_weight[chosen], float(khat), corrected, details)
+
+
+def _adaptive_draws(
+    guide: StructuredGuide, count: int, enough: float, rounds: int, order: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, float]:
+    """Rounds of proposals: theta, log weights, and k-hat of the first round."""
+    mean, factor = guide.mean_and_factor()
+    own, first = factor, math.nan
+    proposals: list[Proposal] = []
+    theta, target = mean.new_empty(0, len(mean)), mean.new_empty(0)
+    for number in range(rounds):
+        factor = torch.linalg.cholesky(factor @ factor.mT)
+        proposals.append(defensive_proposal(mean, factor, guide.space.variance_parameters))
+        drawn = proposals[-1].sample(count, generator)
+        parts = [_safe_marginal(guide, part, order) for part in _chunks(guide, drawn, order)]
+        theta, target = torch.cat([theta, drawn]), torch.cat([target, *parts])
+        densities = torch.stack([proposal.log_density(theta) for proposal in proposals])
+        log_weight = target - torch.logsumexp(densities, dim=0) + math.log(len(proposals))
+        smoothed, khat = pareto_smooth(log_weight)
+        size = float(effective_size(smoothed))
+        if number == 0:
+            first = float(khat)
+        elif size > enough:
+            break
+        if size > 5 * guide.space.size:
+            mean, factor = _matched(theta, smoothed, own)
+    return theta, log_weight, first
 
 
 def quadrature_order(guide: StructuredGuide) -> int:
@@ -320,18 +344,6 @@ def _matched(theta: Tensor, log_weights: Tensor, factor: Tensor) -> tuple[Tensor
     covariance = centred.mT @ (weights[:, None] * centred)
     # A little of the guide's own covariance keeps the matrix definite.
     return mean, torch.linalg.cholesky(covariance + 0.05 * factor @ factor.mT)
-
-
-def _weighted(
-    guide: StructuredGuide, mean: Tensor, factor: Tensor, count: int, order: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Draws from a defensive proposal and their log weights."""
-    proposal = defensive_proposal(
-        mean, torch.linalg.cholesky(factor @ factor.mT), guide.space.variance_parameters
-    )
-    theta = proposal.sample(count, generator)
-    parts = [_safe_marginal(guide, part, order) for part in _chunks(guide, theta, order)]
-    return theta, torch.cat(parts) - proposal.log_density(theta)
 
 
 def _from_guide(

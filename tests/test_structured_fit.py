@@ -106,15 +106,16 @@ def check_against_grid(guide, result, order, means, sds, log_evidence):
         assert column.mean() == pytest.approx(mean, abs=0.1 * sd), name
         assert column.std() == pytest.approx(sd, rel=0.1), name
     # The weights are against the guide's own units: raw values of the intercept.
-    evidence = float(torch.logsumexp(guide_weights(guide), 0)) - math.log(4000)
+    log_weight = guide_weights(guide)
+    evidence = float(torch.logsumexp(log_weight, 0)) - math.log(len(log_weight))
     assert evidence == pytest.approx(log_evidence, abs=0.1)
 
 
 def guide_weights(guide):
-    mean, factor = guide.mean_and_factor()
     generator = torch.Generator().manual_seed(0)
+    order = quadrature_order(guide)
     with torch.no_grad():
-        return structured_fit._weighted(guide, mean, factor, 4000, quadrature_order(guide), generator)[1]
+        return structured_fit._adaptive_draws(guide, 2000, math.inf, 2, order, generator)[1]
 
 
 def test_gaussian_posterior_and_evidence_against_a_grid():
@@ -146,6 +147,21 @@ def test_bernoulli_effects_against_a_grid():
         column = int(guide.space.module.spec.group("g").labels.index(f"g{group}"))
         assert drawn[:, column].mean() == pytest.approx(mean, abs=0.06 * sd)
         assert drawn[:, column].std() == pytest.approx(sd, rel=0.05)
+
+
+def test_weights_repair_a_guide_that_is_off():
+    """The guide one to two sds away and too narrow: rounds of proposals find the posterior all the same."""
+    data = grouped()
+    guide, _ = fitted("y ~ 1 + (1 | g)", data=data)
+    mean, factor = (part.detach().clone() for part in guide.mean_and_factor())
+    good = correct_globals(guide, 2000, seed=0)
+    guide.set_gaussian(mean + 1.5 * factor.diagonal(), 0.7 * torch.linalg.cholesky(factor @ factor.mT))
+    repaired = correct_globals(guide, 2000, seed=0)
+    assert repaired.corrected
+    assert repaired.details["ess_weights"] > 2000
+    spread = good.theta.std(0)
+    assert ((repaired.theta.mean(0) - good.theta.mean(0)).abs() < 0.12 * spread).all()
+    torch.testing.assert_close(repaired.theta.std(0), spread, rtol=0.1, atol=0)
 
 
 # --- the parts -------------------------------------------------------------------------------------------
