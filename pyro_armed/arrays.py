@@ -140,7 +140,7 @@ class ArrayDesign:
         }
         response = self._response(rows, training=True)
         self.spec = model_spec(
-            family, response, self._predictors(rows), self._groups, weighted=weights is not None
+            family, response, self._predictors(rows), self._groups, weights=_weights_of(rows)
         )
         self.training = self._encode(rows, response)
 
@@ -238,9 +238,9 @@ class ArrayDesign:
         if self.columns:
             columns, labels = self._columns(rows), dict.fromkeys(self.columns, ())
             terms = (
-                network_terms(columns, labels, self.standardize)
+                network_terms(columns, labels, self.standardize, _weights_of(rows))
                 if self.network
-                else linear_terms(columns, labels, True)
+                else linear_terms(columns, labels, True, _weights_of(rows))
             )
         blocks: dict[str, list[EffectBlock]] = {"mu": []}
         for effects, slopes in zip(self._effects, self._slopes, strict=True):
@@ -264,7 +264,11 @@ class ArrayDesign:
         columns = {name: values for name, values in self._columns(rows).items() if name in names}
         features = effects.slopes == FEATURES
         terms = effect_terms(
-            effects.intercept, {name: columns[name] for name in names}, dict.fromkeys(names, ()), features
+            effects.intercept,
+            {name: columns[name] for name in names},
+            dict.fromkeys(names, ()),
+            features,
+            _weights_of(rows),
         )
         return EffectBlock(
             effects.group, terms, effects.correlated and not features and len(terms) > 1, effects.parameter
@@ -289,7 +293,7 @@ class ArrayDesign:
             slopes[block.key] = self._tensor(np.concatenate([*intercept, raw], axis=1))
         codes, new_groups = encode_groups(self._groups, rows.groups)
         trials = rows.others.get("trials") if response is None else response.trials
-        weights = rows.others.get("weights")
+        weights = _weights_of(rows)
         batch = Batch(
             size=rows.size,
             n_rows=rows.size,
@@ -300,7 +304,7 @@ class ArrayDesign:
             offsets={"mu": self._tensor(rows.others["offset"])} if mu.offset else {},
             response=None if response is None else self._tensor(response.y),
             trials=None if trials is None else self._tensor(trials),
-            weights=None if weights is None else self._tensor(row_weights(weights, "weights=")),
+            weights=None if weights is None else self._tensor(weights),
         )
         return Encoded(batch, new_groups, rows.index)
 
@@ -385,3 +389,8 @@ class ArrayDesign:
 
 def _rows_of(shape: tuple[int, ...] | None) -> str:
     return "no inputs" if shape is None else f"rows of shape {shape}"
+
+
+def _weights_of(rows: Rows) -> np.ndarray | None:
+    weights = rows.others.get("weights")
+    return None if weights is None else row_weights(weights, "weights=")

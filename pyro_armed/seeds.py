@@ -39,11 +39,9 @@ def stream(seed: int, *purpose: str | int) -> int:
     >>> stream(0, "responses") == stream(0, "responses"), stream(0, "responses") == stream(0, "new groups")
     (True, False)
     """
-    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
-        raise ArgumentError(f"seed={seed!r} must be a whole number of at least 0.")
     words = [word if isinstance(word, int) else zlib.crc32(word.encode()) for word in purpose]
     # A spawn key, because trailing zeros in a list of seeds say nothing: [seed, a] and [seed, a, 0] are one.
-    sequence = np.random.SeedSequence(int(seed), spawn_key=tuple(words))
+    sequence = np.random.SeedSequence(_checked(seed), spawn_key=tuple(words))
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -59,8 +57,14 @@ def seeded(seed: int | None, devices: Sequence[torch.device] = ()) -> Iterator[N
     with torch.random.fork_rng(devices=cuda):
         if seed is not None:
             # torch.manual_seed would also reseed accelerators that are not put back afterwards.
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(_checked(seed))
             for index in cuda:
                 with torch.cuda.device(index):
                     torch.cuda.manual_seed(seed)
         yield
+
+
+def _checked(seed: int) -> int:
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
+        raise ArgumentError(f"seed={seed!r} must be a whole number of at least 0.")
+    return int(seed)

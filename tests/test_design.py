@@ -505,3 +505,26 @@ def test_a_hundred_thousand_groups() -> None:
     made = design("y ~ x + (1 + x | g)", frame)
     assert made.spec.groups[0].size == 100_000
     assert made.training.batch.codes["g"].tolist() == groups.tolist()
+
+
+def test_a_weight_of_two_is_the_row_twice_in_means_sds_and_priors() -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "y": rng.normal(size=30),
+            "x": rng.normal(size=30),
+            "g": np.arange(30) % 5,
+            "w": np.arange(30) % 3 + 1.0,
+        }
+    )
+    doubled = frame.loc[frame.index.repeat(frame["w"].astype(int))]
+    formula = ["y ~ x + (1 + x | g)"]
+    weighted = FormulaDesign(formula, frame, families.get("gaussian"), weights="w").spec
+    repeated = FormulaDesign(formula, doubled, families.get("gaussian")).spec
+    assert weighted.response_scale == pytest.approx(repeated.response_scale, rel=1e-12)
+    assert weighted.response_center == pytest.approx(repeated.response_center, rel=1e-12)
+    for ours, theirs in zip(weighted.mu.terms, repeated.mu.terms, strict=True):
+        assert ours.center == pytest.approx(theirs.center, rel=1e-12)
+        assert ours.scale == pytest.approx(theirs.scale, rel=1e-12)
+    slope, same = weighted.blocks[0].terms[1], repeated.blocks[0].terms[1]
+    assert slope.scale == pytest.approx(same.scale, rel=1e-12)

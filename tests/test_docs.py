@@ -162,7 +162,8 @@ def signature_parameters(obj: Any) -> list[str]:
 
 def docstring_faults(label: str, obj: Any, owner: type | None) -> list[str]:
     doc = inspect.cleandoc(obj.__doc__) if obj.__doc__ else ""
-    overrides = owner is not None and any(obj.__name__ in vars(base) for base in owner.__mro__[1:])
+    name = label.rsplit(".", 1)[-1]
+    overrides = owner is not None and any(name in vars(base) for base in owner.__mro__[1:])
     if not doc:
         return [] if overrides else [f"{label} has no docstring."]
     if inspect.isclass(obj) and issubclass(obj, (Exception, Warning)):

@@ -28,6 +28,7 @@ from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.posterior import Chain, Posterior
 from pyro_armed.priors import PriorTable
+from pyro_armed.seeds import seeded
 from pyro_armed.spec import ModelSpec
 
 ARVIZ_1 = int(az.__version__.split(".")[0]) >= 1
@@ -439,7 +440,8 @@ def test_overflowing_counts_stay_large() -> None:
     found = export.pointwise(posterior, data_of(module), ("posterior_predictive",))
     draws = found["posterior_predictive"]["count"].values[0]
     assert (draws[0] < 2**53).all()
-    assert (draws[1:] == 2**53).all()
+    # Poisson draws around the largest rate that torch can draw from.
+    assert np.allclose(draws[1:].astype(float), 2.0**53, rtol=1e-6)
 
 
 def test_prior_draws_have_the_priors_quantiles() -> None:
@@ -474,7 +476,10 @@ def test_prior_is_laid_out_like_the_posterior(name: str) -> None:
 
 def test_weighted_prior_predictive_is_that_of_single_rows() -> None:
     weighted = build(make("y ~ x + (1 | site)", weights="w"))
-    plain = build(make("y ~ x + (1 | site)"))
+    module = make("y ~ x + (1 | site)", weights="w")
+    assert module.data is not None
+    module.data = replace(module.data, weights=None)
+    plain = build(module)
     assert np.array_equal(group(weighted, "prior_predictive")["y"], group(plain, "prior_predictive")["y"])
 
 
@@ -885,7 +890,7 @@ def test_errors_say_what_to_do() -> None:
 
 
 def fail_while_running(module: MixedEffectsModule) -> None:
-    with _running.evaluating(module), _running.seeded(0, torch.device("cpu")):
+    with _running.evaluating(module), seeded(0, [torch.device("cpu")]):
         torch.rand(3)
         raise RuntimeError("stop")
 

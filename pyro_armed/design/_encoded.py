@@ -134,12 +134,20 @@ def row_weights(values: Any, what: str) -> np.ndarray:
     return weights.to_numpy()
 
 
+def _start(family: Family, response: Response, weights: np.ndarray | None) -> float:
+    """Link of the weighted mean response."""
+    if weights is None or family.response in ("categorical", "ordinal"):
+        return float(family.start(response.y, response.trials))
+    trials = np.ones_like(weights) if response.trials is None else response.trials
+    return float(family.start(response.y * weights, trials * weights))
+
+
 def model_spec(
     family: Family,
     response: Response,
     predictors: Sequence[Predictor],
     groups: Mapping[str, GroupIndex],
-    weighted: bool,
+    weights: np.ndarray | None = None,
 ) -> ModelSpec:
     """The specification of a model, once its predictors and groups are known.
 
@@ -153,8 +161,8 @@ def model_spec(
         That of the mean first.
     groups : mapping of str to GroupIndex
         Grouping factors.
-    weighted : bool
-        Whether rows have weights.
+    weights : numpy.ndarray, shape (N,), optional
+        Row weights: a row of weight 2 counts twice in means and sds too.
 
     Returns
     -------
@@ -166,8 +174,8 @@ def model_spec(
         For names that stand for two things, and for group effects that the noise cannot be told from.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        scale = float(np.std(response.y)) if family.identity_scale else 1.0
-        center = float(family.start(response.y, response.trials))
+        scale = float(np.sqrt(np.cov(response.y, aweights=weights, ddof=0))) if family.identity_scale else 1.0
+        center = _start(family, response, weights)
     if not np.isfinite([scale, center]).all():
         raise DataError(
             f"The response '{response.name}' has numbers too large for their sd to be computed; rescale it."
@@ -183,7 +191,7 @@ def model_spec(
         response_center=center,
     )
     _refuse_clashes(spec)
-    if not weighted:
+    if weights is None:
         _refuse_unidentified(spec)
     return spec
 

@@ -118,7 +118,7 @@ class FormulaDesign:
             for name in labels
         }
         values = self._evaluate(clean, "error")
-        self.spec = self._specify(values, response)
+        self.spec = self._specify(values, response, self._row_weights(frame))
         self.training = self._encode(frame, labels, values, response, kept)
 
     def _prepare(
@@ -216,12 +216,17 @@ class FormulaDesign:
             [effects.evaluate(clean, unseen_levels)[0] for effects in self._effects],
         )
 
-    def _specify(self, values: _Values, response: Response) -> ModelSpec:
+    def _row_weights(self, frame: pd.DataFrame) -> np.ndarray | None:
+        if self.weights is None:
+            return None
+        return row_weights(frame[self.weights], f"in column '{self.weights}'")
+
+    def _specify(self, values: _Values, response: Response, weights: np.ndarray | None) -> ModelSpec:
         blocks: dict[str, list[EffectBlock]] = {parameter: [] for parameter in self._columns.parsed}
         effects = iter(zip(self._effects, values.effects, strict=True))
         for parameter, parsed in self._columns.parsed.items():
             for term in parsed.group_terms:
-                blocks[parameter].append(formula_block(parameter, term, *next(effects)))
+                blocks[parameter].append(formula_block(parameter, term, *next(effects), weights))
         refuse_repeated([block for some in blocks.values() for block in some])
         predictors = []
         for parameter, parsed in self._columns.parsed.items():
@@ -230,9 +235,9 @@ class FormulaDesign:
             centered = common.intercept or network or ordinal
             columns, _ = values.common[parameter]
             terms = (
-                network_terms(columns, common.labels)
+                network_terms(columns, common.labels, weights=weights)
                 if network
-                else linear_terms(columns, common.labels, centered)
+                else linear_terms(columns, common.labels, centered, weights)
             )
             predictors.append(
                 Predictor(
@@ -245,7 +250,7 @@ class FormulaDesign:
                     offset=common.has_offset,
                 )
             )
-        return model_spec(self.family, response, predictors, self._groups, weighted=self.weights is not None)
+        return model_spec(self.family, response, predictors, self._groups, weights=weights)
 
     # --- rows as tensors ---------------------------------------------------------------------------------
 
@@ -272,9 +277,7 @@ class FormulaDesign:
             parts = [np.ones((values.n_rows, 1))] * effects.intercept + list(terms.values())
             slopes[block.key] = self._tensor(np.concatenate([np.ones((values.n_rows, 0)), *parts], axis=1))
         codes, new_groups = encode_groups(self._groups, labels)
-        weights = None
-        if self.weights and response is not None:
-            weights = self._tensor(row_weights(frame[self.weights], f"in column '{self.weights}'"))
+        weights = None if response is None else self._row_weights(frame)
         batch = Batch(
             size=values.n_rows,
             n_rows=values.n_rows,
@@ -285,7 +288,7 @@ class FormulaDesign:
             offsets=offsets,
             response=None if response is None else self._tensor(response.y),
             trials=None if response is None or response.trials is None else self._tensor(response.trials),
-            weights=weights,
+            weights=None if weights is None else self._tensor(weights),
         )
         return Encoded(batch, new_groups, index)
 

@@ -17,10 +17,13 @@ Columns = Mapping[str, np.ndarray]
 Labels = Mapping[str, tuple[str, ...]]
 
 
-def _moments(name: str, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _moments(
+    name: str, columns: np.ndarray, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Means and sds of columns, and which have the same value in every row but for rounding."""
     with np.errstate(over="ignore", invalid="ignore"):
-        center, scale = columns.mean(axis=0), columns.std(axis=0)
+        center = np.average(columns, axis=0, weights=weights)
+        scale = np.sqrt(np.average((columns - center) ** 2, axis=0, weights=weights))
     if not (np.isfinite(center).all() and np.isfinite(scale).all()):
         raise DataError(
             f"The predictor '{name}' has numbers too large for their sd to be computed; rescale it."
@@ -37,7 +40,9 @@ def _useless(columns: np.ndarray, constant: np.ndarray, intercept: bool) -> np.n
     return (constant & ~zero & intercept) | (zero & zero.all())
 
 
-def linear_terms(values: Columns, labels: Labels, centered: bool) -> tuple[Term, ...]:
+def linear_terms(
+    values: Columns, labels: Labels, centered: bool, weights: np.ndarray | None = None
+) -> tuple[Term, ...]:
     """Terms of a linear predictor.
 
     Parameters
@@ -48,6 +53,8 @@ def linear_terms(values: Columns, labels: Labels, centered: bool) -> tuple[Term,
         Their labels; empty for scalar terms.
     centered : bool
         Whether an intercept (or thresholds) takes up the columns' means.
+    weights : numpy.ndarray, shape (N,), optional
+        Row weights: a row of weight 2 counts twice in means and sds too.
 
     Returns
     -------
@@ -60,7 +67,7 @@ def linear_terms(values: Columns, labels: Labels, centered: bool) -> tuple[Term,
     """
     terms = []
     for name, columns in values.items():
-        center, scale, constant = _moments(name, columns)
+        center, scale, constant = _moments(name, columns, weights)
         useless = _useless(columns, constant, centered)
         if useless.any():
             label = f"{name}[{labels[name][int(useless.argmax())]}]" if labels[name] else name
@@ -73,7 +80,9 @@ def linear_terms(values: Columns, labels: Labels, centered: bool) -> tuple[Term,
     return tuple(terms)
 
 
-def network_terms(values: Columns, labels: Labels, standardize: bool = True) -> tuple[Term, ...]:
+def network_terms(
+    values: Columns, labels: Labels, standardize: bool = True, weights: np.ndarray | None = None
+) -> tuple[Term, ...]:
     """Inputs of a network: numbers are standardised, 0/1 columns stay (a rare dummy would become huge).
 
     Parameters
@@ -84,6 +93,8 @@ def network_terms(values: Columns, labels: Labels, standardize: bool = True) -> 
         Their labels; empty for scalar terms.
     standardize : bool
         Whether anything is done at all.
+    weights : numpy.ndarray, shape (N,), optional
+        Row weights: a row of weight 2 counts twice in means and sds too.
 
     Returns
     -------
@@ -91,14 +102,16 @@ def network_terms(values: Columns, labels: Labels, standardize: bool = True) -> 
     """
     terms = []
     for name, columns in values.items():
-        center, scale, constant = _moments(name, columns)
+        center, scale, constant = _moments(name, columns, weights)
         plain = np.isin(columns, (0.0, 1.0)).all(axis=0) | (not standardize)
         center[plain], scale[plain | constant] = 0.0, 1.0
         terms.append(Term(name, tuple(center.tolist()), tuple(scale.tolist()), labels[name]))
     return tuple(terms)
 
 
-def effect_terms(intercept: bool, values: Columns, labels: Labels, features: bool) -> tuple[Term, ...]:
+def effect_terms(
+    intercept: bool, values: Columns, labels: Labels, features: bool, weights: np.ndarray | None = None
+) -> tuple[Term, ...]:
     """Terms of an effect block: raw columns, features last.
 
     Parameters
@@ -111,6 +124,8 @@ def effect_terms(intercept: bool, values: Columns, labels: Labels, features: boo
         Their labels; empty for scalar slopes.
     features : bool
         Whether the network's hidden activations have slopes.
+    weights : numpy.ndarray, shape (N,), optional
+        Row weights: a row of weight 2 counts twice in means and sds too.
 
     Returns
     -------
@@ -123,7 +138,7 @@ def effect_terms(intercept: bool, values: Columns, labels: Labels, features: boo
     """
     terms = [Term("1", (0.0,), (1.0,))] if intercept else []
     for name, columns in values.items():
-        _, scale, constant = _moments(name, columns)
+        _, scale, constant = _moments(name, columns, weights)
         useless = _useless(columns, constant, intercept)
         if useless.any():
             raise DataError(
@@ -134,7 +149,13 @@ def effect_terms(intercept: bool, values: Columns, labels: Labels, features: boo
     return (*terms, feature_term(0)) if features else tuple(terms)
 
 
-def formula_block(parameter: str, term: GroupTerm, effects: CommonTerms, values: Columns) -> EffectBlock:
+def formula_block(
+    parameter: str,
+    term: GroupTerm,
+    effects: CommonTerms,
+    values: Columns,
+    weights: np.ndarray | None = None,
+) -> EffectBlock:
     """The effect block of one pair of bars.
 
     Parameters
@@ -147,6 +168,8 @@ def formula_block(parameter: str, term: GroupTerm, effects: CommonTerms, values:
         Its evaluated left side.
     values : mapping of str to numpy.ndarray, shape (N, K)
         Training columns of ``effects``.
+    weights : numpy.ndarray, shape (N,), optional
+        Row weights: a row of weight 2 counts twice in means and sds too.
 
     Returns
     -------
@@ -157,7 +180,7 @@ def formula_block(parameter: str, term: GroupTerm, effects: CommonTerms, values:
     FormulaError
         Where nothing varies between the groups.
     """
-    terms = effect_terms(effects.intercept, values, effects.labels, term.features)
+    terms = effect_terms(effects.intercept, values, effects.labels, term.features, weights)
     group = ":".join(term.group)
     if not terms:
         raise FormulaError(f"The term (0 | {group}) has no effects; write (1 | {group}).")
