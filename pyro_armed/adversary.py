@@ -124,13 +124,25 @@ class Adversary:
             object.__setattr__(self, name, value)
 
     def weight_at(self, progress: float) -> float:
-        """Return the weight at a fraction of training done, 0 to 1; full from ``warmup`` onwards."""
+        """Return the weight at one point of training; full from ``warmup`` onwards.
+
+        Parameters
+        ----------
+        progress
+            Fraction of training done, 0 to 1.
+        """
         if progress >= self.warmup:
             return self.weight
         return self.weight * max(progress, 0.0) / self.warmup
 
     def is_conditional(self, classification: bool) -> bool:
-        """Say whether the classifier sees the response, for a classification family or another."""
+        """Say whether the classifier sees the response.
+
+        Parameters
+        ----------
+        classification
+            Whether the response family is one of classes.
+        """
         return classification if self.conditional == "auto" else bool(self.conditional)
 
     def config(self) -> dict[str, Any]:
@@ -141,7 +153,13 @@ class Adversary:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Make settings from what ``config()`` returned; `ArgumentError` for unknown or missing ones."""
+        """Make settings from what ``config()`` returned; `ArgumentError` for unknown or missing ones.
+
+        Parameters
+        ----------
+        config
+            The dict.
+        """
         known = {field.name for field in fields(cls)}
         unknown = sorted(str(key) for key in config if key not in known)
         if unknown:

@@ -179,7 +179,8 @@ def docstring_faults(label: str, obj: Any, owner: type | None) -> list[str]:
         # A sentence is enough for a method that overrides another, or a class made only inside the library.
         required = bool(actual) and not overrides and is_top_level(obj, owner)
         return [f'{label} has no section "Parameters" for {actual}.'] if required else []
-    if documented != actual:
+    # Groups of related parameters may stand together in another order.
+    if sorted(documented) != sorted(actual):
         return [f"{label} documents {documented}, its signature has {actual}."]
     return []
 

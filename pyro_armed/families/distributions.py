@@ -335,6 +335,8 @@ class OrderedNormal(TorchDistribution):
         Standard deviation before sorting, shape of the batch.
     size : int
         Number of variables.
+    validate_args : bool, optional
+        Whether to check values, as for any distribution.
 
     Examples
     --------

@@ -29,4 +29,5 @@ def sizes_of(values: Any, name: str) -> tuple[int, ...]:
 
 
 def devices_of(network: nn.Module) -> list[torch.device]:
+    """Return the device of each parameter and buffer."""
     return [tensor.device for tensor in (*network.parameters(), *network.buffers())]
