@@ -79,21 +79,17 @@ FAST = ("sleepstudy", "cbpp", "penicillin", "pastes")
 SLOW = (
     "contraception_intercept",
     "contraception_slope",
-    "grouseticks",
     "hsb82",
     "insteval_lecturers",
     "sleepstudy_uncorrelated",
     "wine",
-    "yogurt",
 )
 KEYS = [*FAST, *(pytest.param(key, marks=pytest.mark.slow) for key in SLOW)]
 # Restarts and draws where two restarts of 1000 draws would take long.
 COSTLY = {
     "contraception_intercept": (1, 2000),
     "contraception_slope": (1, 2000),
-    "grouseticks": (1, 1000),
     "insteval_lecturers": (1, 2000),
-    "yogurt": (1, 1000),
 }
 
 
