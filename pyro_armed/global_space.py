@@ -38,8 +38,8 @@ class GlobalSpace:
         P, the number of unconstrained values.
     start : Tensor, shape (P,)
         Central prior values.
-    variance_parameters : Tensor, shape (P,), bool
-        Which values are log standard deviations of effects or their correlations.
+    scales, correlations : Tensor, shape (P,), bool
+        Which values are log standard deviations of group effects, and which their correlations.
     """
 
     def __init__(self, module: MixedEffectsModule, batch: Batch):
@@ -48,11 +48,13 @@ class GlobalSpace:
         self.sizes = [site.unconstrained.numel() for site in self.sites]
         self.size = sum(self.sizes)
         self.start = torch.cat([site.start.reshape(-1) for site in self.sites])
-        kinds = [
-            torch.full((n,), "|" in s.name or "_cholesky" in s.name)
-            for s, n in zip(self.sites, self.sizes, strict=True)
-        ]
-        self.variance_parameters = torch.cat(kinds)
+        factors = self._marked([site.name.endswith("_cholesky") for site in self.sites])
+        self.correlations = factors
+        self.scales = self._marked(["|" in site.name for site in self.sites]) & ~factors
+
+    def _marked(self, flags: list[bool]) -> Tensor:
+        """Flags of sites as flags of their values, shape (P,)."""
+        return torch.cat([torch.full((n,), flag) for n, flag in zip(self.sizes, flags, strict=True)])
 
     def unpack(self, theta: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Constrained values of each site, and the log determinant of the map.

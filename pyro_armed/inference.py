@@ -182,10 +182,21 @@ def infer(ingredients: Ingredients, settings: InferenceSettings) -> InferenceRes
         "elbo": best.elbo,
         "converged": all(one.converged for one in fitted),
         "khat": max(one.khat for one in fitted),
-        **best.notes,
+        **_joined_notes([one.notes for one in fitted]),
     }
     posterior = Posterior([one.chain for one in fitted], attributes)
     return InferenceResult(posterior, best.chain.module, best.guide)
+
+
+def _joined_notes(notes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Notes of all restarts as one: what holds for each, and the worst figures."""
+    joined: dict[str, Any] = dict(notes[0])
+    if "importance_corrected" in joined:
+        joined["importance_corrected"] = all(one["importance_corrected"] for one in notes)
+        joined["importance_ess"] = min(one["importance_ess"] for one in notes)
+    if "khat_by_group_max" in joined:
+        joined["khat_by_group_max"] = max(one["khat_by_group_max"] for one in notes)
+    return joined
 
 
 def _nuts(ingredients: Ingredients, settings: InferenceSettings) -> InferenceResult:
@@ -260,7 +271,10 @@ def _structured(
     globals_ = correct_globals(guide, settings.draws, seed=seed)
     values, ratios = draw_effects(guide, globals_.theta, seed=seed)
     chain = Chain(module, without_row_axis(module, values), {"log_weight": globals_.log_weight}, fit.elbo)
-    notes: dict[str, Any] = {"importance_corrected": globals_.corrected}
+    notes: dict[str, Any] = {
+        "importance_corrected": globals_.corrected,
+        "importance_ess": globals_.effective_size,
+    }
     if trained is not None:
         notes["conditions_on"] = "the network's weights below the last layer, at their SVI estimate"
         chain.trace = torch.cat([trained.elbo, fit.elbo])

@@ -75,11 +75,14 @@ class Proposal:
         return torch.logsumexp(torch.stack(parts), dim=0)
 
 
-def defensive_proposal(mean: Tensor, factor: Tensor, variance_parameters: Tensor) -> Proposal:
-    """A fitted Gaussian with heavier tails, and a share for standard deviations far from their mode.
+def defensive_proposal(
+    mean: Tensor, factor: Tensor, scales: Tensor, correlations: Tensor | None = None
+) -> Proposal:
+    """A fitted Gaussian with heavier tails, and shares for standard deviations far from their mode.
 
     The posterior of a log standard deviation that may be near zero has a long left tail, along which the
     correlations become free: a Gaussian's proposals never go there, and k-hat cannot see what was not drawn.
+    With few groups the tails of the coefficients widen with the standard deviations.
 
     Parameters
     ----------
@@ -87,22 +90,27 @@ def defensive_proposal(mean: Tensor, factor: Tensor, variance_parameters: Tensor
         Fitted mean.
     factor : Tensor, shape (P, P)
         Factor of the fitted covariance.
-    variance_parameters : Tensor, shape (P,), bool
-        Which entries are log standard deviations and correlations.
+    scales, correlations : Tensor, shape (P,), bool
+        Which entries are log standard deviations between groups, and which their correlations.
 
     Returns
     -------
     Proposal
+
+    Notes
+    -----
+    Widths, shift and shares by trial on data with 4 to 18 groups: the smallest k-hat over seeds.
     """
     bulk = StudentComponent(0.65, 7.0, mean, factor)
-    wide = StudentComponent(0.15, 5.0, mean, 1.6 * factor)
-    if not bool(variance_parameters.any()):
-        return Proposal((bulk, StudentComponent(0.35, 5.0, mean, 1.6 * factor)))
+    if not bool(scales.any()):
+        return Proposal((bulk, StudentComponent(0.35, 3.0, mean, 2.5 * factor)))
+    wide = StudentComponent(0.15, 3.0, mean, 2.5 * factor)
+    between = scales if correlations is None else scales | correlations
     covariance = factor @ factor.mT
-    free = torch.outer(variance_parameters, ~variance_parameters)
-    covariance = covariance.masked_fill(free | free.mT, 0.0)
-    block = torch.outer(variance_parameters, variance_parameters)
-    spread = covariance.diagonal().clamp_min(0.64).diag()
-    covariance = torch.where(block, spread, covariance)
-    tail = StudentComponent(0.2, 5.0, mean, torch.linalg.cholesky(covariance))
-    return Proposal((bulk, wide, tail))
+    spread = torch.where(between, covariance.diagonal().clamp_min(0.64), covariance.diagonal())
+    free = torch.outer(between, between) | torch.outer(between, ~between) | torch.outer(~between, between)
+    loose = torch.linalg.cholesky(torch.where(free, spread.diag(), 4.0 * covariance))
+    left = mean - 1.5 * spread.sqrt() * scales
+    return Proposal(
+        (bulk, wide, StudentComponent(0.1, 5.0, mean, loose), StudentComponent(0.1, 5.0, left, loose))
+    )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ _ELEMENTS = 400_000
 _PARTICLES = 8
 _WINDOW = 25
 _SPREAD = 1.3
-_MANY_ROWS = 200_000
+_FEWEST_STEPS = 4 * _WINDOW
 # Row-effects that may be evaluated in SVI steps, and in importance weights.
 _STEP_BUDGET, _WEIGHT_BUDGET = 20_000_000, 60_000_000
 
@@ -67,16 +67,18 @@ class GlobalDraws:
     log_weight : Tensor, shape (S,)
         Log ratio of target and guide of each draw.
     khat : float
-        Of the guide, from the weights of theta.
+        Pareto's k of the weights of theta: above 0.7 they were not used, and the draws are the guide's own.
     corrected : bool
         Whether draws were resampled by their weights.
+    effective_size : float
+        Effective number of weighted draws.
     """
 
     theta: Tensor
     log_weight: Tensor
     khat: float
     corrected: bool
-    details: dict[str, float] = field(default_factory=dict)
+    effective_size: float
 
 
 def marginal(guide: StructuredGuide, theta: Tensor, order: int = 1) -> Tensor:
@@ -195,8 +197,10 @@ def _refine(
     n_rows = guide.conditional.batch.n_rows
     trace: list[Tensor] = []
     best, stale, settled = -math.inf, 0, False
-    particles = _PARTICLES if n_rows <= _MANY_ROWS else 2
-    max_steps = min(max_steps, affordable(guide, _STEP_BUDGET) // particles)
+    # Fewer draws a step, rather than too few steps to tell whether the ELBO still rises.
+    evaluations = affordable(guide, _STEP_BUDGET)
+    particles = max(2, min(_PARTICLES, 2 * (evaluations // (2 * _FEWEST_STEPS))))
+    max_steps = min(max_steps, max(_FEWEST_STEPS, evaluations // particles))
     for step in range(max_steps):
         half = torch.randn(particles // 2, guide.space.size, generator=generator, dtype=guide.center.dtype)
         elbo = _ascend(guide, optimizer, torch.cat([half, -half]))
@@ -271,11 +275,11 @@ def correct_globals(guide: StructuredGuide, draws: int, *, seed: int, rounds: in
     """
     generator = generator_for(seed, "globals")
     order = quadrature_order(guide)
-    count = max(draws, 200)
+    count = max(draws, 500)
     rounds = min(rounds, affordable(guide, _WEIGHT_BUDGET) // count)
     if rounds < 2:
         return _uncorrected(guide, draws, generator)
-    theta, log_weight, first = _adaptive_draws(guide, count, 1.25 * draws, rounds, order, generator)
+    theta, log_weight = _adaptive_draws(guide, count, 1.25 * draws, rounds, order, generator)
     smoothed, khat = pareto_smooth(log_weight)
     size = float(effective_size(smoothed))
     corrected = float(khat) < KHAT_LIMIT and size > 0.02 * len(theta)
@@ -284,35 +288,32 @@ def correct_globals(guide: StructuredGuide, draws: int, *, seed: int, rounds: in
     else:
         theta, log_weight = _from_guide(guide, draws, order, generator)
         chosen = torch.arange(draws)
-    details = {"khat_guide": first, "ess_weights": size, "quadrature": float(order)}
-    return GlobalDraws(theta[chosen], log_weight[chosen], float(khat), corrected, details)
+    return GlobalDraws(theta[chosen], log_weight[chosen], float(khat), corrected, size)
 
 
 def _adaptive_draws(
     guide: StructuredGuide, count: int, enough: float, rounds: int, order: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, float]:
-    """Rounds of proposals: theta, log weights, and k-hat of the first round."""
+) -> tuple[Tensor, Tensor]:
+    """Rounds of proposals: theta and log weights."""
     mean, factor = guide.mean_and_factor()
-    own, first = factor, math.nan
+    own = factor
     proposals: list[Proposal] = []
     theta, target = mean.new_empty(0, len(mean)), mean.new_empty(0)
     for number in range(rounds):
         factor = torch.linalg.cholesky(factor @ factor.mT)
-        proposals.append(defensive_proposal(mean, factor, guide.space.variance_parameters))
+        proposals.append(defensive_proposal(mean, factor, guide.space.scales, guide.space.correlations))
         drawn = proposals[-1].sample(count, generator)
         parts = [_safe_marginal(guide, part, order) for part in _chunks(guide, drawn, order)]
         theta, target = torch.cat([theta, drawn]), torch.cat([target, *parts])
         densities = torch.stack([proposal.log_density(theta) for proposal in proposals])
         log_weight = target - torch.logsumexp(densities, dim=0) + math.log(len(proposals))
-        smoothed, khat = pareto_smooth(log_weight)
+        smoothed, _ = pareto_smooth(log_weight)
         size = float(effective_size(smoothed))
-        if number == 0:
-            first = float(khat)
-        elif size > enough:
+        if number and size > enough:
             break
         if size > 5 * guide.space.size:
             mean, factor = _matched(theta, smoothed, own)
-    return theta, log_weight, first
+    return theta, log_weight
 
 
 def quadrature_order(guide: StructuredGuide) -> int:
@@ -328,12 +329,12 @@ def _uncorrected(guide: StructuredGuide, draws: int, generator: torch.Generator)
     """Draws of the guide where weighing them all would take too long; k-hat from some of them."""
     count = min(draws, max(100, affordable(guide, _WEIGHT_BUDGET) // 4))
     theta, log_weight = _from_guide(guide, count, 1, generator)
-    _, khat = pareto_smooth(log_weight)
+    smoothed, khat = pareto_smooth(log_weight)
     mean, factor = guide.mean_and_factor()
     noise = torch.randn(draws - count, len(mean), generator=generator, dtype=mean.dtype)
     theta = torch.cat([theta, mean + noise @ factor.mT])
     log_weight = torch.cat([log_weight, log_weight.new_full((draws - count,), math.nan)])
-    return GlobalDraws(theta, log_weight, float(khat), False, {"quadrature": 1.0})
+    return GlobalDraws(theta, log_weight, float(khat), False, float(effective_size(smoothed)))
 
 
 def _matched(theta: Tensor, log_weights: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:

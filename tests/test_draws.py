@@ -44,6 +44,11 @@ def sites_by_hand(module, chain, s):
     return sites | {"1|g_offset": z[:, 0], "z|g_offset": z[:, 1]}
 
 
+def weighted_sd(values, weights):
+    """A row of weight 2 is the row twice, in the priors' scales too."""
+    return np.sqrt(np.average((values - np.average(values, weights=weights)) ** 2, weights=weights))
+
+
 def test_log_weight_is_model_minus_guide_by_hand():
     module, guide = model_and_guide("y ~ x + (1 + z | g)", weights="w")
     chain = draw_chain(module, guide, module.data, 6, seed=1)
@@ -54,14 +59,21 @@ def test_log_weight_is_model_minus_guide_by_hand():
         value = {name: tensor[s].numpy() for name, tensor in chain.values.items()}
         sites = sites_by_hand(module, chain, s)
         # x is centred, its coefficient is not rescaled; the intercept is at the mean of x.
-        eta = value["Intercept"] + value["x"] * (x - x.mean()) + value["1|g"][code] + value["z|g"][code] * z
+        eta = (
+            value["Intercept"]
+            + value["x"] * (x - np.average(x, weights=w))
+            + value["1|g"][code]
+            + value["z|g"][code] * z
+        )
         log_p = w @ stats.norm.logpdf(y, eta, value["sigma"])
-        sd = y.std()
-        log_p += stats.norm.logpdf(value["Intercept"], y.mean(), 2.5 * sd) + np.log(sd)
-        log_p += stats.norm.logpdf(value["x"], 0, 2.5 * sd / x.std()) + np.log(sd / x.std())
+        sd = weighted_sd(y, w)
+        log_p += stats.norm.logpdf(value["Intercept"], np.average(y, weights=w), 2.5 * sd) + np.log(sd)
+        log_p += stats.norm.logpdf(value["x"], 0, 2.5 * sd / weighted_sd(x, w)) + np.log(
+            sd / weighted_sd(x, w)
+        )
         log_p += np.log(2) + stats.t.logpdf(value["sigma"], 4, scale=sd)
         log_p += np.log(2) + stats.t.logpdf(value["1|g_sigma"], 3, scale=2.5 * sd)
-        log_p += np.log(2) + stats.t.logpdf(value["z|g_sigma"], 3, scale=2.5 * sd / z.std())
+        log_p += np.log(2) + stats.t.logpdf(value["z|g_sigma"], 3, scale=2.5 * sd / weighted_sd(z, w))
         log_p += float(dist.LKJCholesky(2, torch.tensor(1.0).double()).log_prob(sites["g_corr_cholesky"]))
         log_p += stats.norm.logpdf(offsets(chain, s)).sum()
         log_q = 0.0

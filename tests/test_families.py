@@ -663,8 +663,8 @@ def test_labels_keep_their_order():
     assert ordinal.levels == ["s", "m", "l"]
     assert ordinal.y.tolist() == [1, 0, 2]
     assert ordinal.y.dtype == np.int64
-    coded = prepare("categorical", pd.Categorical([1.0, 2.0]))
-    assert json.dumps(coded.levels) == "[1, 2]"
+    coded = prepare("categorical", pd.Categorical([1.0, 2.0, 3.0]))
+    assert json.dumps(coded.levels) == "[1, 2, 3]"
     assert prepare("ordinal", [3, 1, 2.5]).levels == [1, 2.5, 3]
 
 
@@ -708,8 +708,8 @@ LABELS = hyp.one_of(
 
 @given(labels=LABELS, kind=hyp.sampled_from(["list", "object", "series", "category", "index"]))
 def test_codes_decode_to_the_labels(labels, kind):
-    if len(set(labels)) < 2:
-        labels = [*labels, "other"] if isinstance(labels[0], str) else [*labels, 9]
+    if len(set(labels)) < 3:
+        labels = [*labels, "other", "else"] if isinstance(labels[0], str) else [*labels, 9, 8]
     make = {
         "list": list,
         "object": lambda v: np.array(v, dtype=object),
@@ -723,3 +723,8 @@ def test_codes_decode_to_the_labels(labels, kind):
     assert sorted(set(response.y)) == list(range(len(response.levels)))
     again = prepare("categorical", make(labels[::-1]), levels=response.levels)
     assert again.y.tolist() == response.y.tolist()[::-1]
+
+
+def test_two_levels_are_for_bernoulli():
+    with pytest.raises(DataError, match=r"has two levels .*use family='bernoulli'"):
+        prepare("categorical", ["a", "b", "a"])

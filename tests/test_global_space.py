@@ -124,16 +124,16 @@ def test_values_are_what_the_model_takes(key):
 
 def test_which_values_are_of_the_effects_covariance():
     _, space = space_of("crossed")
-    flags = {}
-    for site, part in zip(space.sites, space.variance_parameters.split(space.sizes), strict=True):
-        flags[site.name] = set(part.tolist())
-    assert flags == {
-        "x_raw": {False},
-        "Intercept_raw": {False},
-        "1|g_sigma": {True},
-        "1|h_sigma": {True},
-        "x|h_sigma": {True},
-        "h_corr_cholesky": {True},
+
+    def marked(mask):
+        parts = zip(space.sites, mask.split(space.sizes), strict=True)
+        return {site.name: set(part.tolist()) for site, part in parts}
+
+    neither = {"x_raw": {False}, "Intercept_raw": {False}}
+    sds = {"1|g_sigma", "1|h_sigma", "x|h_sigma"}
+    assert marked(space.scales) == neither | {name: {True} for name in sds} | {"h_corr_cholesky": {False}}
+    assert marked(space.correlations) == neither | {name: {False} for name in sds} | {
+        "h_corr_cholesky": {True}
     }
 
 
@@ -141,7 +141,7 @@ def test_group_effects_are_not_global():
     for key in MODELS:
         _, space = space_of(key)
         assert not any(site.name.endswith("_offset") for site in space.sites)
-        assert space.size == sum(space.sizes) == len(space.start) == len(space.variance_parameters)
+        assert space.size == sum(space.sizes) == len(space.start) == len(space.scales)
         assert torch.isfinite(space.start).all()
 
 

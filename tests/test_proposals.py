@@ -73,17 +73,29 @@ def test_each_component_gets_its_share(count):
     np.testing.assert_allclose(shares, count * np.array([0.65, 0.15, 0.2]), atol=1.5)
 
 
-def test_defensive_share_is_wide_in_the_standard_deviations_only():
+def test_defensive_shares_are_wide_in_the_standard_deviations():
     proposal = defensive_proposal(MEAN, 0.01 * FACTOR, SCALES)
     assert sum(component.weight for component in proposal.components) == pytest.approx(1.0)
-    tail = proposal.components[-1]
+    tail, left = proposal.components[-2:]
     covariance = tail.factor @ tail.factor.mT
-    np.testing.assert_allclose(covariance.diagonal().sqrt(), [0.01, 0.8, 0.8])
+    # The coefficient is twice as wide as fitted, the standard deviations have 0.8 at least.
+    np.testing.assert_allclose(covariance.diagonal().sqrt(), [0.02, 0.8, 0.8])
     np.testing.assert_allclose(covariance - covariance.diagonal().diag(), 0.0, atol=1e-12)
-    # Its scales are never narrower than what was fitted.
+    np.testing.assert_allclose(tail.mean, MEAN)
+    np.testing.assert_allclose(left.mean - MEAN, [0.0, -1.2, -1.2])
+    # Never narrower than what was fitted.
     wide = defensive_proposal(MEAN, 3 * FACTOR, SCALES).components[-1]
     fitted = (9 * FACTOR @ FACTOR.mT).diagonal()
-    np.testing.assert_allclose((wide.factor @ wide.factor.mT).diagonal()[:2], fitted[:2])
+    spread = (wide.factor @ wide.factor.mT).diagonal()
+    np.testing.assert_allclose(spread[1:], fitted[1:].clamp_min(0.64))
+    np.testing.assert_allclose(spread[0], 4 * fitted[0])
+
+
+def test_correlations_are_wide_but_not_moved():
+    scales, correlations = torch.tensor([False, True, False]), torch.tensor([False, False, True])
+    left = defensive_proposal(MEAN, 0.01 * FACTOR, scales, correlations).components[-1]
+    np.testing.assert_allclose(left.mean - MEAN, [0.0, -1.2, 0.0])
+    np.testing.assert_allclose((left.factor @ left.factor.mT).diagonal().sqrt(), [0.02, 0.8, 0.8])
 
 
 def test_without_group_effects_no_share_is_spent_on_them():

@@ -158,7 +158,7 @@ def test_weights_repair_a_guide_that_is_off():
     guide.set_gaussian(mean + 1.5 * factor.diagonal(), 0.7 * torch.linalg.cholesky(factor @ factor.mT))
     repaired = correct_globals(guide, 2000, seed=0)
     assert repaired.corrected
-    assert repaired.details["ess_weights"] > 2000
+    assert repaired.effective_size > 2000
     spread = good.theta.std(0)
     assert ((repaired.theta.mean(0) - good.theta.mean(0)).abs() < 0.12 * spread).all()
     torch.testing.assert_close(repaired.theta.std(0), spread, rtol=0.1, atol=0)

@@ -264,6 +264,10 @@ def _labelled(
             f"response {name!r} is constant (always {found[0]!r}): family {family.name!r} needs two levels, "
             "check that it is the right column"
         )
+    if training and family.response == "categorical" and len(found) == 2:
+        raise DataError(
+            f"response {name!r} has two levels ({_listed(found)}): use family='bernoulli', which is the same model"
+        )
     return Response(name, codes, found)
 
 
