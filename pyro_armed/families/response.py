@@ -266,7 +266,8 @@ def _labelled(
         )
     if training and family.response == "categorical" and len(found) == 2:
         raise DataError(
-            f"response {name!r} has two levels ({_listed(found)}): use family='bernoulli', which is the same model"
+            f"response {name!r} has two levels ({_listed(found)}): use family='bernoulli', which is the "
+            "same model"
         )
     return Response(name, codes, found)
 
