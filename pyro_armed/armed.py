@@ -113,6 +113,20 @@ class ARMED:
             )
         if not formulas:
             raise ArgumentError("formula is empty; write 'y ~ x + (1 | group)'.")
+        self._arguments: dict[str, Any] | None = {
+            "formula": formula,
+            "family": family,
+            "link": link,
+            "network": network,
+            "adversary": adversary,
+            "priors": priors,
+            "weights": weights,
+            "missing": missing,
+            "within_between": within_between,
+            "namespace": namespace,
+            "last_layer": last_layer,
+            "fixed_effects_weight": fixed_effects_weight,
+        }
         data, weights = _weights_column(data, weights)
         design = FormulaDesign(
             formulas,
@@ -201,6 +215,23 @@ class ARMED:
             standardize=standardize,
         )
         model = cls.__new__(cls)
+        model._arguments = {
+            "random_effects": random_effects,
+            "family": family,
+            "link": link,
+            "network": network,
+            "adversary": adversary,
+            "priors": priors,
+            "weights": weights,
+            "offset": offset,
+            "trials": trials,
+            "columns": columns,
+            "response_name": response_name,
+            "missing": missing,
+            "standardize": standardize,
+            "last_layer": last_layer,
+            "fixed_effects_weight": fixed_effects_weight,
+        }
         model._setup(design, network, adversary, priors, last_layer, fixed_effects_weight)
         return model
 
@@ -569,9 +600,8 @@ class ARMED:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        memo[id(self._design)] = (
-            self._design
-        )  # never changed, and it may hold functions that cannot be copied
+        # Never changed, and they may hold functions that cannot be copied.
+        memo[id(self._design)], memo[id(self._arguments)] = self._design, self._arguments
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return copied
 

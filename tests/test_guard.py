@@ -57,6 +57,7 @@ LAYERS = [
     "metrics",
     "evaluation",
     "export",
+    "recipe",
     "diagnostics",
     "summary",
     "report",

@@ -135,6 +135,7 @@ def _restore(
     model._user_priors = {name: decode_prior(prior) for name, prior in header["priors"].items()}
     model.adversary = None if header["adversary"] is None else Adversary.from_config(header["adversary"])
     model.fixed_effects_weight = header["fixed_effects_weight"]
+    model._arguments = None
     model._training, model._plan, model.spec = None, None, model._design.spec
     found: list[Any] = [None]
     layer = None
