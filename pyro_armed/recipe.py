@@ -61,10 +61,10 @@ def remake(model: Any, data: Any, *, y: Any = None, groups: Any = None, **change
             raise ArgumentError(f"The model's {name} belong to the rows that it has; for others give {mend}.")
     settings = {**arguments, **changes}
     if "formula" not in arguments:
-        return type(model).from_arrays(data, y, groups, **settings)  # type: ignore[no-any-return]
+        return type(model).from_arrays(data, y, groups, **settings)
     if y is not None or groups is not None:
         raise ArgumentError("y= and groups= are for models from arrays; a formula reads both from the frame.")
-    return type(model)(settings.pop("formula"), data, **settings)  # type: ignore[no-any-return]
+    return type(model)(settings.pop("formula"), data, **settings)
 
 
 def made_on(model: Any, data: Any, **changes: Any) -> ARMED:
