@@ -27,6 +27,7 @@ from pyro_armed.export import build_idata, prediction_idata, prior_idata
 from pyro_armed.families import Family
 from pyro_armed.inference import InferenceSettings, Ingredients, infer
 from pyro_armed.module import MixedEffectsModule
+from pyro_armed.new_groups import Mode, mode_of
 from pyro_armed.posterior import Posterior
 from pyro_armed.predict import predict_draws
 from pyro_armed.report import describe_model, render_graph
@@ -460,8 +461,10 @@ class ARMED:
         Returns
         -------
         arviz.InferenceData or xarray.DataTree
-            Group ``predictions`` with dims (chain, draw, __obs__); ``predictions_constant_data`` says for
-            each row which mode it got.
+            Group ``predictions`` with dims (chain, draw, __obs__). Its coordinate ``new_groups`` says which
+            mode each row got: ``"seen"``, or the mode such as ``"marginal"``; with several grouping factors
+            those of which the row's group is new, as ``"site: marginal"``. ``predictions_constant_data``
+            has that too, and the labels.
 
         Raises
         ------
@@ -472,8 +475,9 @@ class ARMED:
         """
         posterior = self._fitted()
         encoded = self._encode(data, groups, unseen_levels=unseen_levels)
-        values = predict_draws(posterior, encoded, new_groups, kind=kind, seed=seed, draws=draws)
-        return prediction_idata(self.spec, encoded, values, kind=kind, mode=new_groups, seed=seed)
+        mode = self._mode(new_groups)
+        values = predict_draws(posterior, encoded, mode, kind=kind, seed=seed, draws=draws)
+        return prediction_idata(self.spec, encoded, values, kind=kind, mode=mode, seed=seed)
 
     def evaluate(
         self,
@@ -503,7 +507,7 @@ class ARMED:
         """
         posterior = self._fitted()
         encoded = self._encode(data, groups, y, response=True, unseen_levels=unseen_levels)
-        return evaluate(posterior, encoded, new_groups, seed=seed)
+        return evaluate(posterior, encoded, self._mode(new_groups), seed=seed)
 
     def summary(self, *, effects: bool = False) -> Summary:
         """Estimates, intervals, R-hat, and sentences where something is off.
@@ -612,6 +616,10 @@ class ARMED:
         if self._posterior is None:
             raise NotFittedError("The model has no posterior yet: call fit() first.")
         return self._posterior
+
+    def _mode(self, new_groups: str) -> Mode:
+        """What the ``new_groups`` argument asks for."""
+        return mode_of(new_groups)
 
     def _encode(
         self, data: Any, groups: Any, y: Any = None, *, response: bool = False, unseen_levels: str = "error"

@@ -19,6 +19,7 @@ from pyro_armed.design import Encoded
 from pyro_armed.errors import DataError
 from pyro_armed.families import Family
 from pyro_armed.metrics import Estimate
+from pyro_armed.new_groups import Mode, mode_of
 from pyro_armed.posterior import Chain, Posterior
 from pyro_armed.predict import Evaluated, evaluated_rows, extended_chains
 from pyro_armed.seeds import seeded, stream
@@ -45,7 +46,7 @@ class _Scores:
 
 
 def evaluate(
-    posterior: Posterior, encoded: Encoded, mode: str, *, seed: int, draws: int | None = None
+    posterior: Posterior, encoded: Encoded, mode: str | Mode, *, seed: int, draws: int | None = None
 ) -> pd.DataFrame:
     """Score the posterior predictive distribution of each row.
 
@@ -55,7 +56,7 @@ def evaluate(
         Stored draws.
     encoded : Encoded
         Rows with their response. Scores are weighted means where the rows have weights.
-    mode : str
+    mode : str or Mode
         What to do for new groups, as in `pyro_armed.new_groups`.
     seed : int
         Seed of new groups' effects, predictive draws and the bootstrap.
@@ -105,14 +106,19 @@ def evaluate(
     table = [(name, estimate.value, estimate.se) for name, estimate in rows.items()]
     frame = pd.DataFrame(table, columns=["metric", "value", "se"])
     used = len(posterior.chains) * (posterior.n_draws if draws is None else draws)
-    frame.attrs |= {"n_rows": encoded.batch.size, "n_draws": used, "new_groups": mode, "seed": seed}
+    frame.attrs |= {
+        "n_rows": encoded.batch.size,
+        "n_draws": used,
+        "new_groups": mode_of(mode).name,
+        "seed": seed,
+    }
     if notes:
         frame.attrs["notes"] = notes
     return frame
 
 
 def pointwise(
-    posterior: Posterior, encoded: Encoded, mode: str, *, seed: int, draws: int | None = None
+    posterior: Posterior, encoded: Encoded, mode: str | Mode, *, seed: int, draws: int | None = None
 ) -> pd.DataFrame:
     """Scores of each row, for comparing two models row by row.
 
@@ -153,7 +159,7 @@ def _binary(
 
 
 def _score(
-    posterior: Posterior, encoded: Encoded, mode: str, seed: int, draws: int | None
+    posterior: Posterior, encoded: Encoded, mode: str | Mode, seed: int, draws: int | None
 ) -> tuple[_Scores, Floats | None]:
     """Scores of all rows, some at a time; and the rows' weights."""
     batch = encoded.batch

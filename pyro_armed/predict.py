@@ -10,12 +10,11 @@ from torch import Tensor
 
 from pyro_armed.batch import Batch
 from pyro_armed.design import Encoded
-from pyro_armed.draws import without_row_axis
 from pyro_armed.errors import ArgumentError
 from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule
-from pyro_armed.new_groups import check_mode, extend_effects
-from pyro_armed.posterior import Chain, Posterior, with_row_axis
+from pyro_armed.new_groups import Mode, extend_chain, mode_of
+from pyro_armed.posterior import Chain, Posterior
 from pyro_armed.seeds import generator_for, seeded, stream
 from pyro_armed.training import single_thread
 
@@ -56,7 +55,7 @@ class Evaluated:
 
 
 def evaluated_chunks(
-    posterior: Posterior, encoded: Encoded, mode: str, *, seed: int, draws: int | None = None
+    posterior: Posterior, encoded: Encoded, mode: str | Mode, *, seed: int, draws: int | None = None
 ) -> Iterator[Evaluated]:
     """Linear predictors for all draws, some at a time.
 
@@ -66,7 +65,7 @@ def evaluated_chunks(
         Stored draws.
     encoded : Encoded
         Rows.
-    mode : str
+    mode : str or Mode
         What to do for new groups.
     seed : int
         Seed of the new groups' effects.
@@ -80,7 +79,7 @@ def evaluated_chunks(
     Raises
     ------
     UnseenGroupError, ArgumentError
-        See `pyro_armed.new_groups.check_mode`.
+        See `pyro_armed.new_groups.mode_of` and `Mode.check`.
     """
     yield from evaluated_rows(
         extended_chains(posterior, encoded, mode, seed=seed, draws=draws), encoded.batch
@@ -89,7 +88,7 @@ def evaluated_chunks(
 
 @torch.no_grad()
 def extended_chains(
-    posterior: Posterior, encoded: Encoded, mode: str, *, seed: int, draws: int | None = None
+    posterior: Posterior, encoded: Encoded, mode: str | Mode, *, seed: int, draws: int | None = None
 ) -> list[Chain]:
     """The chains that predictions are made from: some draws, with the effects of new groups.
 
@@ -106,21 +105,16 @@ def extended_chains(
     Raises
     ------
     UnseenGroupError, ArgumentError
-        See `pyro_armed.new_groups.check_mode`.
+        See `pyro_armed.new_groups.mode_of` and `Mode.check`.
     """
-    check_mode(mode, encoded.new_groups)
-    sizes = {group: len(labels) for group, labels in encoded.new_groups.items()}
+    mode = mode_of(mode)
+    mode.check(encoded)
     generator = generator_for(seed, "new groups")
     chains = []
     for chain in posterior.chains:
-        values = chain.values
         if (kept := _thinned(chain, draws)) is not None:
-            values = {name: value[kept] for name, value in values.items()}
-        if any(sizes.values()):
-            with_rows = with_row_axis(chain.module, values)
-            extended = extend_effects(chain.module, with_rows, sizes, mode, generator)
-            values = without_row_axis(chain.module, extended)
-        chains.append(Chain(chain.module, values))
+            chain = Chain(chain.module, {name: value[kept] for name, value in chain.values.items()})
+        chains.append(extend_chain(chain, encoded, mode, generator))
     return chains
 
 
@@ -165,7 +159,7 @@ def _width(module: MixedEffectsModule, n_rows: int) -> int:
 def predict_draws(
     posterior: Posterior,
     encoded: Encoded,
-    mode: str,
+    mode: str | Mode,
     *,
     kind: str = "mean",
     seed: int,
@@ -179,7 +173,7 @@ def predict_draws(
         Stored draws.
     encoded : Encoded
         Rows.
-    mode : str
+    mode : str or Mode
         What to do for new groups.
     kind : {"mean", "response", "linear"}
         Expected response, a drawn response, or the linear predictor of the mean.

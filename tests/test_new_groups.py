@@ -3,25 +3,36 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hand_made import design, frame, module_of, posterior_of
 from torch import nn
 
+from pyro_armed.batch import Batch
+from pyro_armed.design import Encoded
 from pyro_armed.errors import ArgumentError, UnseenGroupError
-from pyro_armed.new_groups import check_mode, extend_effects
-from pyro_armed.posterior import with_row_axis
+from pyro_armed.new_groups import MODES, Marginal, Mode, extend_chain, mode_of, row_modes
+from pyro_armed.posterior import Chain
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def rows_of(one, sizes):
+    """Rows of seen groups, and one row for each new group."""
+    new = max(sizes.values())
+    rows = frame().iloc[[0] * new]
+    for group, size in sizes.items():
+        rows = rows.assign(**{group: [f"new{min(i, size - 1)}" for i in range(new)]})
+    return one.encode(pd.concat([frame(), rows], ignore_index=True))
+
+
 def extended(formula, sizes, mode="marginal", draws=20, fixed=None, family="gaussian", seed=0, **options):
-    module = module_of(design(formula, frame(), family), **options)
-    values = posterior_of(module, draws=draws, chains=1, fixed=fixed).chains[0].values
-    before = with_row_axis(module, values)
-    return before, extend_effects(module, before, sizes, mode, generator(seed))
+    one = design(formula, frame(), family)
+    chain = posterior_of(module_of(one, **options), draws=draws, chains=1, fixed=fixed).chains[0]
+    return chain.values, extend_chain(chain, rows_of(one, sizes), mode_of(mode), generator(seed)).values
 
 
 # --- modes -------------------------------------------------------------------------------------------------
@@ -29,19 +40,69 @@ def extended(formula, sizes, mode="marginal", draws=20, fixed=None, family="gaus
 
 def test_unknown_mode_is_named():
     with pytest.raises(ArgumentError, match=r"new_groups='average'.*'population'"):
-        check_mode("average", {})
+        mode_of("average")
 
 
 def test_error_mode_names_the_group_and_its_first_labels():
-    labels = ["s1", "s2", 3, "s4", "s5", "s6"]
+    rows = Encoded(Batch(1, 1), {"year": [], "site": ["s1", "s2", 3, "s4", "s5", "s6"]})
     with pytest.raises(UnseenGroupError, match=r"'site'.*'s1', 's2', 3, 's4', 's5', \.\.\..*'marginal'"):
-        check_mode("error", {"year": [], "site": labels})
+        mode_of("error").check(rows)
 
 
 @pytest.mark.parametrize("mode", ["error", "population", "marginal"])
 def test_seen_groups_pass_every_mode(mode):
-    check_mode(mode, {"site": []})
-    check_mode("population", {"site": ["new"]})
+    assert mode in MODES
+    mode_of(mode).check(Encoded(Batch(1, 1), {"site": []}))
+    mode_of("population").check(Encoded(Batch(1, 1), {"site": ["new"]}))
+
+
+def test_a_mode_is_its_own_mode():
+    mode = Marginal()
+    assert mode_of(mode) is mode
+
+
+def test_a_mode_of_ones_own_plugs_in():
+    class Ones(Mode):
+        name = "ones"
+
+        def effects(self, chain, encoded, generator):
+            return {"1|g": torch.ones(chain.n_draws, len(encoded.new_groups["g"]), dtype=torch.float64)}
+
+    one = design("y ~ x + (1 | g)", frame())
+    chain = posterior_of(module_of(one), chains=1).chains[0]
+    found = extend_chain(chain, rows_of(one, {"g": 3}), Ones(), generator())
+    assert (found.values["1|g"][:, 5:] == 1).all()
+
+
+def test_chain_without_new_groups_is_the_chain_itself():
+    one = design("y ~ x + (1 | g)", frame())
+    chain = posterior_of(module_of(one), chains=1).chains[0]
+    assert extend_chain(chain, one.encode(frame()), Marginal(), generator()) is chain
+
+
+# --- which mode a row got ----------------------------------------------------------------------------------
+
+
+def test_modes_of_rows_with_one_grouping_factor():
+    one = design("y ~ x + (1 | g)", frame())
+    encoded = one.encode(frame().iloc[:3].assign(g=["new", "g4", "other"]))
+    rows, factors = row_modes(one.spec, encoded, {"g": ["adapt", "marginal"]})
+    assert rows.tolist() == factors["g"].tolist() == ["adapt", "seen", "marginal"]
+
+
+def test_modes_of_rows_with_several_grouping_factors_name_the_new_ones():
+    one = design("y ~ x + (1 | g) + (1 | h)", frame())
+    encoded = one.encode(frame().iloc[:4].assign(g=["new", "g4", "new", "g0"], h=["h0", "new", "new", "h1"]))
+    rows, factors = row_modes(one.spec, encoded, Marginal().received(encoded))
+    assert rows.tolist() == ["g: marginal", "h: marginal", "g: marginal, h: marginal", "seen"]
+    assert factors["h"].tolist() == ["seen", "marginal", "marginal", "seen"]
+
+
+def test_modes_of_rows_without_grouping_factors():
+    one = design("y ~ x", frame())
+    rows, factors = row_modes(one.spec, one.encode(frame()), {})
+    assert rows.tolist() == ["seen"] * 20
+    assert factors == {}
 
 
 # --- tables ------------------------------------------------------------------------------------------------
@@ -74,6 +135,11 @@ def test_same_seed_same_effects_and_no_global_state(unmoved_rng):
 
 
 # --- the law of marginal effects ---------------------------------------------------------------------------
+
+
+def marginal(one, chain: Chain, new: int) -> dict[str, torch.Tensor]:
+    return extend_chain(chain, rows_of(one, {"g": new}), Marginal(), generator()).values
+
 
 CORRELATION = np.array([[1.0, -0.6], [-0.6, 1.0]])
 TAU = np.array([1.5, 0.4])
@@ -111,11 +177,10 @@ def test_uncorrelated_terms_and_factors_are_independent():
 
 def test_each_draw_has_its_own_scale():
     """The spread follows each posterior draw's sd, not their mean."""
-    module = module_of(design("y ~ x + (1 | g)", frame()))
-    values = posterior_of(module, draws=20_000, chains=1).chains[0].values
-    values["1|g_sigma"] = torch.where(torch.arange(20_000) % 2 == 0, 0.1, 3.0).double()
-    after = extend_effects(module, with_row_axis(module, values), {"g": 1}, "marginal", generator())
-    drawn = after["1|g"][:, 5]
+    one = design("y ~ x + (1 | g)", frame())
+    chain = posterior_of(module_of(one), draws=20_000, chains=1).chains[0]
+    chain.values["1|g_sigma"] = torch.where(torch.arange(20_000) % 2 == 0, 0.1, 3.0).double()
+    drawn = marginal(one, chain, 1)["1|g"][:, 5]
     assert drawn[::2].std() == pytest.approx(0.1, rel=0.05)
     assert drawn[1::2].std() == pytest.approx(3.0, rel=0.05)
 
@@ -138,17 +203,15 @@ def test_slopes_on_features():
     network = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
     module = module_of(one, network, "2", 3)
     fixed = {"features|g_sigma": [0.2, 1.0, 3.0]}
-    values = posterior_of(module, draws=20_000, chains=1, fixed=fixed).chains[0].values
-    after = extend_effects(module, with_row_axis(module, values), {"g": 2}, "marginal", generator())
+    after = marginal(one, posterior_of(module, draws=20_000, chains=1, fixed=fixed).chains[0], 2)
     assert after["features|g"].shape == (20_000, 7, 3)
     np.testing.assert_allclose(after["features|g"][:, 5].std(dim=0), [0.2, 1.0, 3.0], rtol=0.03)
 
 
 def test_effects_of_an_auxiliary_parameter():
-    module = module_of(design(["y ~ x + (1 | g)", "sigma ~ x + (1 | g)"], frame()))
+    one = design(["y ~ x + (1 | g)", "sigma ~ x + (1 | g)"], frame())
     fixed = {"sigma_1|g_sigma": 0.7, "1|g_sigma": 2.0}
-    values = posterior_of(module, draws=20_000, chains=1, fixed=fixed).chains[0].values
-    after = extend_effects(module, with_row_axis(module, values), {"g": 1}, "marginal", generator())
+    after = marginal(one, posterior_of(module_of(one), draws=20_000, chains=1, fixed=fixed).chains[0], 1)
     assert after["sigma_1|g"][:, 5].std() == pytest.approx(0.7, rel=0.03)
     assert after["1|g"][:, 5].std() == pytest.approx(2.0, rel=0.03)
     assert abs(np.corrcoef(after["sigma_1|g"][:, 5], after["1|g"][:, 5])[0, 1]) < 4 / math.sqrt(20_000)

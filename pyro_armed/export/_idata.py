@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from pyro_armed.batch import Batch
@@ -18,6 +17,7 @@ from pyro_armed.export._rows import WHOLE, constant_dataset, observed_dataset, p
 from pyro_armed.export._running import check_chains
 from pyro_armed.export._tables import Table, row_labels, to_arviz, to_numpy, variable_name, whole_numbers
 from pyro_armed.module import OBSERVATIONS, MixedEffectsModule
+from pyro_armed.new_groups import Mode, mode_of, row_modes
 from pyro_armed.posterior import Posterior
 from pyro_armed.spec import ModelSpec
 
@@ -148,7 +148,7 @@ def prediction_idata(
     values: Tensor,
     *,
     kind: str,
-    mode: str,
+    mode: str | Mode,
     seed: int,
     index: Sequence[Any] | None = None,
     attributes: Mapping[str, Any] | None = None,
@@ -173,9 +173,10 @@ def prediction_idata(
     Returns
     -------
     arviz.InferenceData or xarray.DataTree
-        Group ``predictions`` with one variable, named by the response. Group ``predictions_constant_data``
-        has the group labels of each row and in ``{group}_new_groups`` ``"seen"``, or ``mode`` for a group
-        that training did not have.
+        Group ``predictions`` with one variable, named by the response, whose coordinate ``new_groups`` says
+        which mode each row got, as `pyro_armed.new_groups.row_modes` writes it. Group
+        ``predictions_constant_data`` has the group labels of each row, the same in ``new_groups``, and in
+        ``{group}_new_groups`` ``"seen"`` or the mode for each grouping factor.
     """
     if index is None and len(encoded.index) == encoded.batch.size:
         index = encoded.index.tolist()
@@ -192,11 +193,14 @@ def prediction_idata(
     whole = kind == "response" and spec.family.response in WHOLE
     table.add(spec.response, dims, whole_numbers(values).numpy() if whole else to_numpy(values))
     constant = constant_dataset(spec, encoded.batch, index, encoded.new_groups)
-    for name, codes in encoded.batch.codes.items():
-        status = np.where(codes.cpu().numpy() < spec.group(name).size, "seen", mode)
+    mode = mode_of(mode)
+    rows, factors = row_modes(spec, encoded, mode.received(encoded))
+    constant["new_groups"] = (OBSERVATIONS, rows)
+    for name, status in factors.items():
         constant[variable_name(f"{name}_new_groups")] = (OBSERVATIONS, status)
-    how = {**_description(spec), "kind": kind, "new_groups": mode, "seed": seed, **(attributes or {})}
-    return to_arviz({"predictions": table.dataset(), "predictions_constant_data": constant}, how)
+    predictions = table.dataset().assign_coords(new_groups=(OBSERVATIONS, rows))
+    how = {**_description(spec), "kind": kind, "new_groups": mode.name, "seed": seed, **(attributes or {})}
+    return to_arviz({"predictions": predictions, "predictions_constant_data": constant}, how)
 
 
 def _description(spec: ModelSpec) -> dict[str, Any]:
