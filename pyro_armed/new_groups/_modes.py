@@ -178,7 +178,8 @@ def draw_marginal(chain: Chain, sizes: Mapping[str, int], generator: torch.Gener
     dict of str to Tensor, shape (S, new, ...)
         By effect name, for the factors with new groups.
     """
-    module, made = chain.module, {}
+    module = chain.module
+    made: dict[str, Tensor] = {}
     values = with_row_axis(module, chain.values)
     for block in module.spec.blocks:
         new = sizes.get(block.group, 0)
