@@ -76,7 +76,7 @@ def test_each_component_gets_its_share(count):
 def test_defensive_shares_are_wide_in_the_standard_deviations():
     proposal = defensive_proposal(MEAN, 0.01 * FACTOR, SCALES)
     assert sum(component.weight for component in proposal.components) == pytest.approx(1.0)
-    tail, left = proposal.components[-2:]
+    tail, left = proposal.components[2:4]
     covariance = tail.factor @ tail.factor.mT
     # The coefficient is twice as wide as fitted, the standard deviations have 0.8 at least.
     np.testing.assert_allclose(covariance.diagonal().sqrt(), [0.02, 0.8, 0.8])
@@ -84,7 +84,7 @@ def test_defensive_shares_are_wide_in_the_standard_deviations():
     np.testing.assert_allclose(tail.mean, MEAN)
     np.testing.assert_allclose(left.mean - MEAN, [0.0, -1.2, -1.2])
     # Never narrower than what was fitted.
-    wide = defensive_proposal(MEAN, 3 * FACTOR, SCALES).components[-1]
+    wide = defensive_proposal(MEAN, 3 * FACTOR, SCALES).components[3]
     fitted = (9 * FACTOR @ FACTOR.mT).diagonal()
     spread = (wide.factor @ wide.factor.mT).diagonal()
     np.testing.assert_allclose(spread[1:], fitted[1:].clamp_min(0.64))
@@ -93,9 +93,23 @@ def test_defensive_shares_are_wide_in_the_standard_deviations():
 
 def test_correlations_are_wide_but_not_moved():
     scales, correlations = torch.tensor([False, True, False]), torch.tensor([False, False, True])
-    left = defensive_proposal(MEAN, 0.01 * FACTOR, scales, correlations).components[-1]
+    left = defensive_proposal(MEAN, 0.01 * FACTOR, scales, correlations).components[3]
     np.testing.assert_allclose(left.mean - MEAN, [0.0, -1.2, 0.0])
     np.testing.assert_allclose((left.factor @ left.factor.mT).diagonal().sqrt(), [0.02, 0.8, 0.8])
+
+
+def test_doubtful_standard_deviations_get_components_of_their_own():
+    """With many groups a move of all at once leaves the posterior: hsb82's slope sd was a tenth too small."""
+    factor = FACTOR.clone()
+    factor[1] = torch.tensor([0.05, 0.08, 0.0])  # known well
+    components = defensive_proposal(MEAN, factor, SCALES).components
+    assert len(components) == 5
+    own = components[-1]
+    np.testing.assert_allclose(own.mean - MEAN, [0.0, 0.0, -1.2])
+    covariance = (factor @ factor.mT).numpy()
+    np.testing.assert_allclose((own.factor @ own.factor.mT)[:2, :2], 1.2 * covariance[:2, :2])
+    np.testing.assert_allclose((own.factor @ own.factor.mT)[2], [0.0, 0.0, 0.64], atol=1e-12)
+    assert sum(component.weight for component in components) == pytest.approx(1.0)
 
 
 def test_without_group_effects_no_share_is_spent_on_them():
