@@ -23,8 +23,9 @@ from pyro_armed.new_groups import Mode, mode_of
 from pyro_armed.posterior import Chain, Posterior
 from pyro_armed.predict import Evaluated, evaluated_rows, extended_chains
 from pyro_armed.seeds import seeded, stream
+from pyro_armed.spec import ModelSpec
 
-__all__ = ["COVERAGES", "evaluate", "pointwise"]
+__all__ = ["COVERAGES", "clusters_of", "evaluate", "kind_of", "pointwise"]
 
 COVERAGES = (0.5, 0.8, 0.95)
 _PREDICTIVE_DRAWS = 2000
@@ -77,7 +78,9 @@ def evaluate(
         - binary responses: ``auroc``, ``brier`` and ``ece`` of the mean probability.
         - categorical and ordinal responses: ``accuracy`` and ``brier``, summed over levels.
 
-        Standard errors take rows as independent; see `pyro_armed.metrics.mean_score`.
+        Standard errors allow for rows of one group that depend on each other: each is the largest of those
+        with the groups of each grouping factor as clusters, and of that with independent rows (see
+        `pyro_armed.metrics.widest`). Of a handful of groups they still are rough.
 
     Raises
     ------
@@ -91,18 +94,25 @@ def evaluate(
     """
     scores, weights = _score(posterior, encoded, mode, seed, draws)
     notes: dict[str, str] = {}
-    rows = {"nlpd": metrics.mean_score(scores.nlpd, weights)}
-    kind = _kind(posterior.chains[0].module.spec.family)
+    clusters = clusters_of(posterior.chains[0].module.spec, encoded.batch)
+
+    def mean(values: Floats) -> Estimate:
+        return metrics.widest(lambda codes: metrics.mean_score(values, weights, codes), clusters)
+
+    rows = {"nlpd": mean(scores.nlpd)}
+    kind = kind_of(posterior.chains[0].module.spec.family)
     if kind == "numeric":
-        rows["rmse"] = metrics.rmse(scores.squared_error, weights)
-        rows["crps"] = metrics.mean_score(scores.crps, weights)
+        rows["rmse"] = metrics.widest(
+            lambda codes: metrics.rmse(scores.squared_error, weights, codes), clusters
+        )
+        rows["crps"] = mean(scores.crps)
         for probability, covered in zip(COVERAGES, scores.covered.T, strict=True):
-            rows[f"coverage_{probability * 100:.0f}"] = metrics.mean_score(covered, weights)
+            rows[f"coverage_{probability * 100:.0f}"] = mean(covered)
     elif kind == "binary":
-        rows |= _binary(scores, _numpy(encoded.batch.response), weights, seed, notes)
+        rows |= _binary(scores, _numpy(encoded.batch.response), weights, clusters, seed, notes)
     else:
-        rows["accuracy"] = metrics.mean_score(scores.correct, weights)
-        rows["brier"] = metrics.mean_score(scores.squared_error, weights)
+        rows["accuracy"] = mean(scores.correct)
+        rows["brier"] = mean(scores.squared_error)
     table = [(name, estimate.value, estimate.se) for name, estimate in rows.items()]
     frame = pd.DataFrame(table, columns=["metric", "value", "se"])
     used = len(posterior.chains) * (posterior.n_draws if draws is None else draws)
@@ -148,14 +158,42 @@ def pointwise(
     return pd.DataFrame(columns, index=pd.Index(index, name="__obs__"))
 
 
+def clusters_of(spec: ModelSpec, batch: Batch) -> list[NDArray[np.int64]]:
+    """Codes of the rows for each grouping factor with effects of which there are two groups or more.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The model's structure.
+    batch : Batch
+        Rows.
+
+    Returns
+    -------
+    list of numpy.ndarray, shape (N,)
+    """
+    names = dict.fromkeys(block.group for block in spec.blocks)
+    codes = [np.asarray(batch.codes[name].cpu().numpy()) for name in names]
+    return [one for one in codes if len(np.unique(one)) > 1]
+
+
 def _binary(
-    scores: _Scores, y: Floats, weights: Floats | None, seed: int, notes: dict[str, str]
+    scores: _Scores,
+    y: Floats,
+    weights: Floats | None,
+    clusters: list[NDArray[np.int64]],
+    seed: int,
+    notes: dict[str, str],
 ) -> dict[str, Estimate]:
-    auroc = metrics.auroc(scores.probability, y, weights)
+    p, bootstrap = scores.probability, stream(seed, "bootstrap")
+    auroc = metrics.widest(lambda codes: metrics.auroc(p, y, weights, codes), clusters)
     if np.isnan(auroc.value):
         notes["auroc"] = "All rows have one outcome; the area under the curve needs both."
-    ece = metrics.expected_calibration_error(scores.probability, y, weights, seed=stream(seed, "bootstrap"))
-    return {"auroc": auroc, "brier": metrics.mean_score(scores.squared_error, weights), "ece": ece}
+    brier = metrics.widest(lambda codes: metrics.mean_score(scores.squared_error, weights, codes), clusters)
+    ece = metrics.widest(
+        lambda codes: metrics.expected_calibration_error(p, y, weights, codes, seed=bootstrap), clusters
+    )
+    return {"auroc": auroc, "brier": brier, "ece": ece}
 
 
 def _score(
@@ -178,7 +216,7 @@ def _score(
 def _score_rows(chains: Sequence[Chain], batch: Batch) -> _Scores:
     """Scores of some rows in one pass over the draws."""
     family = chains[0].module.spec.family
-    kind = _kind(family)
+    kind = kind_of(family)
     kept = _evenly_spaced(chains[0].n_draws, max(1, _PREDICTIVE_DRAWS // len(chains)))
     density, total, count = np.full(batch.size, -np.inf), np.zeros(()), 0
     responses = []
@@ -230,7 +268,8 @@ def _expected(family: Family, part: Evaluated, batch: Batch) -> Tensor:
     return mean * batch.trials
 
 
-def _kind(family: Family) -> str:
+def kind_of(family: Family) -> str:
+    """Which scores a response has: those of a ``"numeric"`` or ``"binary"`` one, or of ``"levels"``."""
     if family.response in ("categorical", "ordinal"):
         return "levels"
     return "binary" if family.response == "binary" else "numeric"

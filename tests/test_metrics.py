@@ -279,3 +279,82 @@ def test_mean_score_of_one_row_or_an_impossible_one():
     value, se = metrics.mean_score([1.0, math.inf])
     assert value == math.inf
     assert math.isnan(se)
+
+
+# --- rows of one group depend on each other ----------------------------------------------------------------
+
+
+def grouped(rng, n_groups, rows, share):
+    """Scores whose variance of one is shared between groups to the given part; and the groups' codes."""
+    groups = np.repeat(np.arange(n_groups), rows)
+    between = rng.normal(size=n_groups)[groups]
+    return math.sqrt(share) * between + math.sqrt(1 - share) * rng.normal(size=n_groups * rows), groups
+
+
+def test_standard_error_of_a_mean_allows_for_groups():
+    # Var(mean) = (share + (1 - share) / rows) / groups in closed form.
+    rng = np.random.default_rng(0)
+    found = [grouped(rng, 40, 10, 0.5) for _ in range(400)]
+    squares = [metrics.mean_score(scores, clusters=groups).se ** 2 for scores, groups in found]
+    # The sd of one estimate is about sqrt(2 / 39) of it: of 400 it is 1.1 %.
+    assert np.mean(squares) == pytest.approx((0.5 + 0.05) / 40, rel=0.04)
+    naive = np.mean([metrics.mean_score(scores).se ** 2 for scores, _ in found])
+    assert naive < 0.3 * np.mean(squares)
+
+
+def test_clusters_of_one_row_are_rows():
+    scores, w = np.random.default_rng(0).gamma(1.0, size=(2, 30))
+    w[:4] = 0.0
+    labels = [f"g{i}" for i in range(30)]
+    assert metrics.mean_score(scores, w, labels) == pytest.approx(metrics.mean_score(scores, w))
+    assert metrics.rmse(scores, w, labels) == pytest.approx(metrics.rmse(scores, w))
+    assert math.isnan(metrics.mean_score(scores, clusters=np.zeros(30)).se)
+
+
+def test_weights_and_clusters_by_hand():
+    scores, w, groups = [1.0, 2.0, 4.0, 8.0], [1.0, 3.0, 2.0, 0.0], [0, 0, 1, 2]
+    mean = (1 + 6 + 8) / 6  # the row of weight zero does not count, nor does its group
+    sums = np.array([(1 - mean) + 3 * (2 - mean), 2 * (4 - mean)]) / 6
+    expected = math.sqrt(2 * sums @ sums)
+    assert metrics.mean_score(scores, w, groups) == pytest.approx((mean, expected))
+
+
+def test_standard_error_of_auroc_allows_for_groups():
+    rng = np.random.default_rng(1)
+    values, errors, naive = [], [], []
+    for _ in range(400):
+        shared, groups = grouped(rng, 40, 10, 0.6)
+        y = rng.integers(0, 2, 40)[groups]  # outcomes of a group are equal: the extreme
+        estimate = metrics.auroc(shared + 0.8 * y, y, clusters=groups)
+        values.append(estimate.value)
+        errors.append(estimate.se)
+        naive.append(metrics.auroc(shared + 0.8 * y, y).se)
+    # The sd of 400 values is known to about 3.5 %.
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.12)
+    assert np.mean(naive) < 0.6 * np.mean(errors)
+
+
+def test_standard_error_of_calibration_error_allows_for_groups():
+    rng = np.random.default_rng(2)
+    groups = np.repeat(np.arange(20), 25)
+    p = rng.uniform(0.2, 0.8, 500)
+    y = (rng.uniform(size=500) < np.clip(p + rng.choice([-0.2, 0.2], 20)[groups], 0, 1)).astype(float)
+    by_row = metrics.expected_calibration_error(p, y, bins=1)
+    by_group = metrics.expected_calibration_error(p, y, clusters=groups, bins=1)
+    assert by_group.value == by_row.value
+    assert by_group.se > 1.5 * by_row.se
+    assert math.isnan(metrics.expected_calibration_error(p, y, clusters=np.zeros(500)).se)
+    assert math.isnan(metrics.expected_calibration_error(p, y, replicates=0).se)
+
+
+def test_the_widest_standard_error_is_taken():
+    scores = np.array([1.0, 1.0, 3.0, 3.0])
+    rows = metrics.mean_score(scores).se
+
+    def mean(codes):
+        return metrics.mean_score(scores, clusters=codes)
+
+    assert metrics.widest(mean, [[0, 0, 1, 1], [0, 1, 0, 1]]).se == 1.0 > rows
+    assert metrics.widest(mean, [[0, 1, 0, 1]]).se == pytest.approx(rows)  # zero by chance
+    assert metrics.widest(mean, [[0, 0, 0, 0]]).se == pytest.approx(rows)
+    assert metrics.widest(mean, []).se == pytest.approx(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy import stats
 from pyro_armed import metrics
 from pyro_armed.diagnostics._access import dataset_of, fitted, idata_of
 from pyro_armed.errors import ArgumentError
+from pyro_armed.evaluation import clusters_of
 from pyro_armed.export import variable_name
 from pyro_armed.predict import predict_draws
 
@@ -142,8 +144,8 @@ def calibration(
         For a binary response a reliability table: ``bin``, ``rows``, mean ``predicted`` probability,
         ``observed`` frequency and its 90 % Jeffreys interval ``q5``, ``q95``, each row counting once; for
         categorical and ordinal ones the same for each ``level`` against all others. For numbers
-        ``probability``, ``coverage`` and its standard error ``se``, with rows taken as independent; a
-        binomial response is scored as a count.
+        ``probability``, ``coverage`` and its standard error ``se``, which allows for groups (see
+        `ARMED.evaluate`); a binomial response is scored as a count.
 
     Raises
     ------
@@ -179,8 +181,12 @@ def calibration(
     if numeric:
         w = encoded.batch.weights
         weights = None if w is None else w.double().cpu().numpy()
-        covered = [metrics.mean_score(metrics.coverage(values, observed, p), weights) for p in probabilities]
-        rows = [(p, score.value, score.se) for p, score in zip(probabilities, covered, strict=True)]
+        clusters = clusters_of(model.spec, encoded.batch)
+        rows = []
+        for p in probabilities:
+            covered = metrics.coverage(values, observed, p)
+            mean = partial(metrics.mean_score, covered, weights)
+            rows.append((p, *metrics.widest(mean, clusters)))
         return pd.DataFrame(rows, columns=["probability", "coverage", "se"])
     mean = values.mean(axis=0)
     if family.response == "binary":
