@@ -382,6 +382,7 @@ def expected_calibration_error(
     w = np.ones(len(p)) if weights is None else np.asarray(weights, dtype=np.float64)
     value = _binned_error(p, y, w, bins)
     units = None if clusters is None else _rows_by_cluster(clusters)
+    rows: NDArray[Any]
     size = len(p) if units is None else len(units)
     if np.count_nonzero(w) < 2 or size < 2 or not replicates:
         return Estimate(value, math.nan)
