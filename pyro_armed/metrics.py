@@ -263,7 +263,7 @@ def _spread(deviations: Floats, clusters: Any) -> float:
     """Standard error of a sum of deviations that are independent between clusters."""
     if clusters is not None:
         _, codes = np.unique(clusters, return_inverse=True)
-        deviations = np.bincount(codes, deviations)
+        deviations = np.asarray(np.bincount(codes, deviations), dtype=np.float64)
     n = len(deviations)
     return math.sqrt(n / (n - 1) * float(deviations @ deviations)) if n > 1 else math.nan
 
