@@ -17,8 +17,9 @@ from torch.distributions import Distribution
 from pyro_armed import families, files
 from pyro_armed.adversary import Adversary
 from pyro_armed.arrays import ArrayDesign
-from pyro_armed.building import LAST_LAYERS, NetworkPlan, build_module
+from pyro_armed.building import LAST_LAYERS, NetworkPlan, build_adversary, build_module
 from pyro_armed.design import Encoded, FormulaDesign
+from pyro_armed.diagnostics._adversary import record_adversary
 from pyro_armed.diagnostics._fit import record_verdict
 from pyro_armed.effects import RandomEffects
 from pyro_armed.errors import ArgumentError, NotFittedError
@@ -267,6 +268,7 @@ class ARMED:
         self._training: Encoded | None = replace(design.training, batch=data)
         self.spec = design.spec if self._plan is None else self._plan.complete(design.spec)
         self._module = build_module(self.spec, self._user_priors, self._plan, data, seed=0)
+        build_adversary(adversary, self._module, data, seed=0)  # says now what fit() could not use
         self._guide: Any = None
         self._posterior: Posterior | None = None
         self._idata: Any = None
@@ -380,6 +382,8 @@ class ARMED:
         self._posterior, self._module, self._guide = posterior, result.module, result.guide
         self._idata = idata
         posterior.attributes["verdict"] = record_verdict(idata)
+        if words := record_adversary(idata):
+            posterior.attributes["adversary"] = words
         return idata
 
     def prior_predictive(self, draws: int = 500, *, seed: int = 0) -> Any:

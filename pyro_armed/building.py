@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pyro_armed import networks
-from pyro_armed.adversary import Adversary, GroupClassifier
+from pyro_armed.adversary import Adversary, GroupClassifier, chance_accuracy
 from pyro_armed.batch import Batch
 from pyro_armed.errors import ArgumentError
 from pyro_armed.module import MixedEffectsModule
@@ -20,9 +20,10 @@ from pyro_armed.priors import PriorTable
 from pyro_armed.seeds import seeded
 from pyro_armed.spec import ModelSpec
 
-__all__ = ["LAST_LAYERS", "NetworkPlan", "build_adversary", "build_module"]
+__all__ = ["LAST_LAYERS", "NetworkPlan", "build_adversary", "build_module", "is_classification"]
 
 LAST_LAYERS = ("bayesian", "point")
+CLASSES = ("binary", "categorical", "ordinal")
 _EXAMPLE_ROWS = 4
 
 
@@ -168,7 +169,7 @@ def build_module(
 
 
 def build_adversary(
-    settings: Adversary | None, spec: ModelSpec, data: Batch, seed: int
+    settings: Adversary | None, module: MixedEffectsModule, data: Batch, seed: int
 ) -> AdversaryHead | None:
     """The group classifiers of one chain.
 
@@ -176,10 +177,10 @@ def build_adversary(
     ----------
     settings : Adversary, optional
         The user's settings.
-    spec : ModelSpec
-        The model's structure.
+    module : MixedEffectsModule
+        The Pyro model with its network.
     data : Batch
-        Training rows; their device and dtype are taken over.
+        Training rows; their device is taken over.
     seed : int
         Seed of the classifiers' first weights.
 
@@ -190,32 +191,56 @@ def build_adversary(
     Raises
     ------
     ArgumentError
-        Where the model has no such grouping factor, or no hidden activations.
+        Where the model has no such grouping factor or layer, or no hidden activations.
     """
     if settings is None:
         return None
+    spec = module.spec
+    groups = _adversary_groups(settings, spec)
+    conditional = settings.is_conditional(is_classification(spec))
+    levels = len(spec.levels) or None
+    label_dim = 0 if not conditional else (levels if levels is not None and levels > 2 else 1)
+    width = _adversary_width(settings, module, data)
+    device = data.inputs.device  # type: ignore[union-attr]
+    classifiers = nn.ModuleList(
+        GroupClassifier(width, spec.group(group).size, settings.hidden, label_dim, seed=seed + position).to(
+            device
+        )
+        for position, group in enumerate(groups)
+    )
+    classes = data.response if conditional and spec.family.response in CLASSES else None
+    chance = tuple(chance_accuracy(data.codes[group], classes, data.weights) for group in groups)
+    return AdversaryHead(settings, classifiers, groups, conditional, levels, chance)
+
+
+def is_classification(spec: ModelSpec) -> bool:
+    """Whether an adversary is conditional on the response by default."""
+    return spec.family.response in (*CLASSES, "binomial")
+
+
+def _adversary_groups(settings: Adversary, spec: ModelSpec) -> tuple[str, ...]:
     names = [group.name for group in spec.groups]
     if not names:
         raise ArgumentError("adversary=... needs a grouping factor; add '(1 | group)' to the formula.")
-    if not spec.n_features:
-        raise ArgumentError(
-            "adversary=... needs a network with a linear output layer, whose inputs it reads."
-        )
     groups = tuple(settings.groups or names[:1])
     for group in groups:
         if group not in names:
             raise ArgumentError(
                 f"The adversary's group {group!r} is not in the model; it has {', '.join(names)}."
             )
-    classification = spec.family.response in ("binary", "binomial", "categorical", "ordinal")
-    conditional = settings.is_conditional(classification)
-    levels = len(spec.levels) or None
-    label_dim = 0 if not conditional else (levels if levels is not None and levels > 2 else 1)
-    device = data.inputs.device  # type: ignore[union-attr]
-    classifiers = nn.ModuleList(
-        GroupClassifier(
-            spec.n_features, spec.group(group).size, settings.hidden, label_dim, seed=seed + position
-        ).to(device)
-        for position, group in enumerate(groups)
-    )
-    return AdversaryHead(settings, classifiers, groups, conditional, levels)
+    return groups
+
+
+def _adversary_width(settings: Adversary, module: MixedEffectsModule, data: Batch) -> int:
+    """Width of what the adversary reads, found on a few rows."""
+    if settings.layers is None:
+        if not module.spec.n_features:
+            raise ArgumentError(
+                "adversary=... needs a network with a linear output layer, whose inputs it reads; or name "
+                "layers=..."
+            )
+        return module.spec.n_features
+    rows = data.select(torch.arange(min(_EXAMPLE_ROWS, data.size)))
+    with networks.untouched(module.network), networks.layer_outputs(module.network, settings.layers) as seen:  # type: ignore[arg-type]
+        module.hidden(rows)
+    return networks.flattened(seen, settings.layers, rows.size).shape[1]

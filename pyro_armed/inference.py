@@ -19,14 +19,14 @@ from pyro_armed.guides import MeanFieldGuide
 from pyro_armed.importance import pareto_smooth
 from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule
-from pyro_armed.objective import Objective
+from pyro_armed.objective import AdversaryHead, Objective
 from pyro_armed.posterior import Chain, Posterior
 from pyro_armed.sampling import sample_nuts
 from pyro_armed.seeds import generator_for
 from pyro_armed.spec import ModelSpec
 from pyro_armed.structured import StructuredGuide
 from pyro_armed.structured_fit import correct_globals, draw_effects, fit_structured
-from pyro_armed.training import TrainingSettings, no_validation, single_thread, train
+from pyro_armed.training import TrainingResult, TrainingSettings, no_validation, single_thread, train
 
 __all__ = ["InferenceResult", "InferenceSettings", "infer"]
 
@@ -226,30 +226,59 @@ def _restart(ingredients: Ingredients, settings: InferenceSettings, restart: int
         return _mean_field(ingredients, settings, module, seed, f"SVI {label}")
     trained = None
     if ingredients.plan is not None:
-        trained = _train_mean_field(ingredients, settings, module, seed, f"network {label}")[1]
+        trained = _train_mean_field(ingredients, settings, module, seed, f"network {label}")
     return _structured(ingredients, settings, module, seed, f"posterior {label}", trained)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network and mean-field guide after training.
+
+    Attributes
+    ----------
+    guide : MeanFieldGuide
+        The guide.
+    result : TrainingResult
+        The course of training.
+    head : AdversaryHead or None
+        The adversary.
+    """
+
+    guide: MeanFieldGuide
+    result: TrainingResult
+    head: AdversaryHead | None
+
+    def record(self, chain: Chain) -> None:
+        """Note how the adversary fared."""
+        if self.head is None:
+            return
+        for i, group in enumerate(self.head.groups):
+            chain.watched[f"adversary_accuracy|{group}"] = self.result.adversary[:, i]
+            chain.quality[f"adversary_chance|{group}"] = torch.tensor(self.head.chance[i])
 
 
 def _train_mean_field(
     ingredients: Ingredients, settings: InferenceSettings, module: MixedEffectsModule, seed: int, label: str
-) -> tuple[MeanFieldGuide, Any]:
+) -> Trained:
     data = ingredients.data
     guide = MeanFieldGuide(module, data, generator_for(seed, "start"))
-    head = build_adversary(ingredients.adversary, ingredients.spec, data, seed)
+    head = build_adversary(ingredients.adversary, module, data, seed)
     objective = Objective(module, guide, head, ingredients.fixed_effects_weight)
     training = settings.training(ingredients.plan is not None)
     result = train(objective, data, training, seed=seed, progressbar=settings.progressbar, label=label)
-    return guide, result
+    return Trained(guide, result, head)
 
 
 def _mean_field(
     ingredients: Ingredients, settings: InferenceSettings, module: MixedEffectsModule, seed: int, label: str
 ) -> FittedChain:
-    guide, result = _train_mean_field(ingredients, settings, module, seed, label)
+    trained = _train_mean_field(ingredients, settings, module, seed, label)
+    guide, result = trained.guide, trained.result
     chain = draw_chain(module, guide, ingredients.data, settings.draws, seed=seed)
     chain.trace = result.elbo
     _, khat = pareto_smooth(chain.stats["log_weight"])
     chain.quality = {"khat": khat, "converged": torch.tensor(float(result.converged))}
+    trained.record(chain)
     return FittedChain(chain, guide, result.final * ingredients.spec.n_rows, result.converged, float(khat))
 
 
@@ -259,7 +288,7 @@ def _structured(
     module: MixedEffectsModule,
     seed: int,
     label: str,
-    trained: Any,
+    trained: Trained | None,
 ) -> FittedChain:
     """All but the network's body, which stays where training has left it."""
     data, n_rows = ingredients.data, ingredients.spec.n_rows
@@ -277,12 +306,13 @@ def _structured(
     }
     if trained is not None:
         notes["conditions_on"] = "the network's weights below the last layer, at their SVI estimate"
-        chain.trace = torch.cat([trained.elbo, fit.elbo])
+        chain.trace = torch.cat([trained.result.elbo, fit.elbo])
+        trained.record(chain)
     if ratios.shape[1]:
         _, by_group = pareto_smooth(ratios.T)
         notes["khat_by_group_max"] = float(by_group.max())
         chain.quality[f"khat|{guide.conditional.groups[0]}"] = by_group
-    converged = fit.converged and (trained is None or trained.converged)
+    converged = fit.converged and (trained is None or trained.result.converged)
     chain.quality |= {"khat": torch.tensor(globals_.khat), "converged": torch.tensor(float(converged))}
     elbo = float(fit.elbo[-25:].mean()) * n_rows
     return FittedChain(chain, guide, elbo, converged, globals_.khat, notes)

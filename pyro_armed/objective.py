@@ -15,6 +15,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 from pyro_armed.adversary import Adversary, adversary_loss, label_columns
 from pyro_armed.batch import Batch
 from pyro_armed.module import MixedEffectsModule
+from pyro_armed.networks import flattened, layer_outputs
 
 __all__ = ["AdversaryHead", "LossParts", "Objective", "negative_elbo"]
 
@@ -35,8 +36,8 @@ class LossParts:
         Weighted loss of the prediction without group effects.
     total : Tensor
         Their sum, to be minimised.
-    adversary_accuracy, adversary_chance : Tensor
-        The adversary's accuracy and that of always naming the largest group.
+    adversary_accuracy : Tensor, shape (G,)
+        The adversary's accuracy for each of its grouping factors.
     """
 
     elbo: Tensor
@@ -44,7 +45,6 @@ class LossParts:
     fixed_effects: Tensor
     total: Tensor
     adversary_accuracy: Tensor
-    adversary_chance: Tensor
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class AdversaryHead:
         Whether the classifiers see the response.
     levels : int or None
         Classes of the response, if it is a class.
+    chance : tuple of float
+        For each grouping factor the accuracy of knowing no features; see `adversary.chance_accuracy`.
     """
 
     settings: Adversary
@@ -70,18 +72,25 @@ class AdversaryHead:
     groups: tuple[str, ...]
     conditional: bool
     levels: int | None
+    chance: tuple[float, ...] = ()
 
-    def loss(self, batch: Batch, features: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross-entropy, accuracy and chance, averaged over the grouping factors."""
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that it reads; none: the network's last hidden activations."""
+        return tuple(self.settings.layers or ())
+
+    def loss(self, batch: Batch, features: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy, averaged over the grouping factors; accuracy for each, shape (G,)."""
         features = features.to(next(self.classifiers.parameters()).dtype)
         labels = None
         if self.conditional and batch.response is not None:
-            labels = label_columns(batch.response, self.levels).to(features.dtype)
+            response = batch.response if batch.trials is None else batch.response / batch.trials
+            labels = label_columns(response, self.levels).to(features.dtype)
         terms = [
             adversary_loss(classifier, features, batch.codes[group], labels, weight, batch.weights)
             for group, classifier in zip(self.groups, self.classifiers, strict=True)
         ]
-        return tuple(torch.stack(part).mean() for part in zip(*terms, strict=True))  # type: ignore[return-value]
+        return torch.stack([term.loss for term in terms]).mean(), torch.stack([t.accuracy for t in terms])
 
 
 class Objective:
@@ -127,16 +136,21 @@ class Objective:
         -------
         LossParts
         """
-        hidden = self.module.hidden(batch)
+        watch = self.adversary
+        layers = () if watch is None else watch.layers
+        with layer_outputs(self.module.network, layers) as outputs:
+            hidden = self.module.hidden(batch)
         loss, trace = negative_elbo(self.module, self.guide, batch, hidden)
         elbo = loss / batch.n_rows
         zero = torch.zeros_like(elbo)
-        cross_entropy = accuracy = chance = fixed = zero
-        if self.adversary is not None and hidden is not None:
-            cross_entropy, accuracy, chance = self.adversary.loss(batch, hidden[0], adversary_weight)
+        cross_entropy = fixed = zero
+        accuracy = zero.new_empty(0)
+        if watch is not None and hidden is not None:
+            features = flattened(outputs, layers, batch.size) if layers else hidden[0]
+            cross_entropy, accuracy = watch.loss(batch, features, adversary_weight)
         if self.fixed_effects_weight:
             fixed = self.fixed_effects_weight * self._fixed_effects_loss(trace, batch, hidden)
-        return LossParts(elbo, cross_entropy, fixed, elbo + cross_entropy + fixed, accuracy, chance)
+        return LossParts(elbo, cross_entropy, fixed, elbo + cross_entropy + fixed, accuracy)
 
     def _fixed_effects_loss(self, trace: Trace, batch: Batch, hidden: Hidden) -> Tensor:
         """Mean negative log density of the response at the population's prediction."""

@@ -31,7 +31,10 @@ class Chain:
         The ELBO per row over training, shape (steps,); empty for NUTS.
     quality : dict of str to Tensor
         What says how good the approximation is: ``khat`` and ``converged``, scalars, and ``khat|GROUP``,
-        shape (C,), for the effects of each group given everything else.
+        shape (C,), for the effects of each group given everything else. With an adversary the scalar
+        ``adversary_chance|GROUP``, the accuracy that needs no features.
+    watched : dict of str to Tensor
+        What else was watched over training, shape (steps,) each: ``adversary_accuracy|GROUP``.
     """
 
     module: MixedEffectsModule
@@ -39,6 +42,7 @@ class Chain:
     stats: dict[str, Tensor] = field(default_factory=dict)
     trace: Tensor = field(default_factory=lambda: torch.empty(0))
     quality: dict[str, Tensor] = field(default_factory=dict)
+    watched: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def n_draws(self) -> int:

@@ -229,7 +229,8 @@ def _adversary(model: Any) -> list[str]:
         classes = spec.family.response in ("binary", "binomial", "categorical", "ordinal")
         given = ", given the response" if settings.is_conditional(classes) else ""
         layers = ", ".join(map(str, settings.hidden)) or "none"
-        lines = [f"weight {settings.weight:g} against {groups}{given}; hidden layers {layers}"]
+        reads = "" if settings.layers is None else f"; reads {', '.join(settings.layers)}"
+        lines = [f"weight {settings.weight:g} against {groups}{given}; hidden layers {layers}{reads}"]
     if getattr(model, "fixed_effects_weight", 0.0):
         lines.append(f"loss of the prediction without group effects: weight {model.fixed_effects_weight:g}")
     return lines
@@ -249,6 +250,8 @@ def _fit(posterior: Posterior | None) -> list[str]:
         lines.append(f"ELBO {known['elbo']:.1f}{settled}")
     if "khat" in known:
         lines.append(f"Pareto k {known['khat']:.2f}")
+    if "adversary" in known:
+        lines.append(known["adversary"])
     return lines
 
 

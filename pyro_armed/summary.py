@@ -16,6 +16,7 @@ from pyro_armed.diagnostics._access import (
     is_effect,
     scalar_draws,
 )
+from pyro_armed.diagnostics._adversary import adversary
 from pyro_armed.diagnostics._fit import convergence
 from pyro_armed.spec import ModelSpec
 
@@ -132,6 +133,8 @@ def _notes(idata: Any, spec: ModelSpec) -> list[str]:
             notes.append(f"No group of {group.name} has more than one row.")
     if attributes.get("guide") == "structured" and not attributes.get("importance_corrected", 1):
         notes.append("The draws are those of the guide: importance weights could not correct them.")
+    if "adversary" in attributes and (adversary(idata)["verdict"] != "between").any():
+        notes.append(attributes["adversary"])
     if "conditions_on" in attributes:
         notes.append(f"The posterior conditions on {attributes['conditions_on']}.")
     return notes

@@ -90,8 +90,8 @@ class TrainingResult:
         One-draw estimates of the ELBO per row.
     converged : bool
         Whether the smoothed ELBO stopped rising before the steps ran out.
-    adversary : Tensor, shape (steps, 2)
-        The adversary's accuracy and chance; no rows without one.
+    adversary : Tensor, shape (steps, G)
+        The adversary's accuracy on each step's rows, for each of its grouping factors; none without one.
     """
 
     elbo: Tensor
@@ -179,15 +179,14 @@ def train(
                 norm = _clip(parameters, norm, settings.clip)
                 optimizer.step()
                 elbo.append(-parts.elbo.detach())
-                if watch:
-                    adversary.append(
-                        torch.stack([parts.adversary_accuracy.detach(), parts.adversary_chance.detach()])
-                    )
+                adversary.append(parts.adversary_accuracy.detach())
                 bar.update()
                 if (step + 1) % _WINDOW == 0:
                     window = torch.stack(elbo[-_WINDOW:])
                     bar.set_postfix_str(f"ELBO per row {window.mean():.4f}", refresh=False)
-                    action = plateau.update(window) if settings.early_stopping else "go"
+                    # While the adversary's weight rises the ELBO may fall, and to stop would cut it short.
+                    rising = watch is not None and step + 1 < watch.settings.warmup * total
+                    action = plateau.update(window) if settings.early_stopping and not rising else "go"
                     if action == "stop":
                         converged = bool(window.isfinite().all())
                         break
@@ -195,9 +194,7 @@ def train(
                         _decay(optimizer)
     finally:
         objective.module.eval()
-    return TrainingResult(
-        torch.stack(elbo), converged, torch.stack(adversary) if adversary else torch.empty(0, 2)
-    )
+    return TrainingResult(torch.stack(elbo), converged, torch.stack(adversary))
 
 
 @contextmanager
@@ -231,7 +228,8 @@ def _optimizer(
     groups = [{"params": trained, "lr": settings.learning_rate}]
     if objective.adversary is not None:
         classifiers = list(objective.adversary.classifiers.parameters())
-        groups.append({"params": classifiers, "lr": objective.adversary.settings.learning_rate})
+        own = objective.adversary.settings
+        groups.append({"params": classifiers, "lr": own.learning_rate, "weight_decay": own.weight_decay})
     return torch.optim.Adam(groups, betas=(0.9, 0.99)), trained
 
 

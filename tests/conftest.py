@@ -34,6 +34,7 @@ ARVIZ1_MODULES = {
     "test_sampling",
     "test_summary",
     "test_diagnostics_groups",
+    "test_diagnostics_adversary",
 }
 
 

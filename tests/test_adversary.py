@@ -10,6 +10,7 @@ from pyro_armed.adversary import (
     Adversary,
     GroupClassifier,
     adversary_loss,
+    chance_accuracy,
     gradient_reversal,
     label_columns,
 )
@@ -171,12 +172,13 @@ def test_accuracy_and_chance():
     codes = torch.tensor([0, 1, 1, 1])
     terms = adversary_loss(Fixed(), logits, codes)
     assert terms.accuracy == 0.5
-    assert terms.chance == 0.75
+    assert chance_accuracy(codes) == 0.75
     terms = adversary_loss(Fixed(), logits, codes, row_weights=torch.tensor([4.0, 1.0, 1.0, 2.0]))
     assert terms.accuracy == 5 / 8
-    assert terms.chance == 0.5
+    assert chance_accuracy(codes, row_weights=torch.tensor([4.0, 1.0, 1.0, 2.0])) == 0.5
     assert not terms.accuracy.requires_grad
-    assert not terms.chance.requires_grad
+    assert chance_accuracy(codes, torch.tensor([5.0, 5.0, 5.0, 1.0])) == 0.75
+    assert chance_accuracy(codes, torch.tensor([1, 2, 2, 2])) == 1.0
     nothing = adversary_loss(Fixed(), logits, codes, row_weights=torch.zeros(4))
     assert nothing.loss == 0.0
 
@@ -317,6 +319,10 @@ def test_bad_arguments(call, message):
         {"weight": 1.0, "groups": ()},
         {"weight": 1.0, "groups": ("site", "site")},
         {"weight": 1.0, "groups": 3},
+        {"weight": 1.0, "layers": ()},
+        {"weight": 1.0, "layers": ("body", "body")},
+        {"weight": 1.0, "layers": 2},
+        {"weight": 1.0, "weight_decay": -0.1},
     ],
 )
 def test_bad_adversary_settings(settings):
@@ -340,7 +346,9 @@ def test_adversary_settings():
 
 
 def test_adversary_config_round_trip():
-    adversary = Adversary(weight=0.5, hidden=(), conditional=False, warmup=0.1, groups=("a", "b"))
+    adversary = Adversary(
+        weight=0.5, hidden=(), conditional=False, warmup=0.1, groups=("a", "b"), layers="body"
+    )
     assert Adversary.from_config(json.loads(json.dumps(adversary.config()))) == adversary
     assert Adversary.from_config({"weight": 1.0}) == Adversary(1.0)
     with pytest.raises(ArgumentError, match="strength"):

@@ -218,8 +218,8 @@ def test_inspection_leaves_batch_statistics_alone():
 
 
 def head_of(settings, formula="b ~ x + z + (1 | g) + (1 | h)", family="bernoulli", **options):
-    _, spec, data = plan_of(sequential(**options), formula, family)
-    return build_adversary(settings, spec, data, 0)
+    plan, spec, data = plan_of(sequential(**options), formula, family)
+    return build_adversary(settings, build_module(plan.complete(spec), {}, plan, data, 0), data, 0)
 
 
 def test_no_adversary():
@@ -253,4 +253,16 @@ def test_bad_adversaries():
         head_of(pa.Adversary(1.0), "b ~ x + z")
     spec, data = rows()
     with pytest.raises(ArgumentError, match="needs a network with a linear output layer"):
-        build_adversary(pa.Adversary(1.0), spec, data, 0)
+        build_adversary(pa.Adversary(1.0), build_module(spec, {}, None, data, 0), data, 0)
+    with pytest.raises(ArgumentError, match="no layer named 'body'; it has 0, 1, 2"):
+        head_of(pa.Adversary(1.0, layers="body"))
+
+
+def test_an_adversary_of_named_layers_needs_no_linear_output_layer():
+    network = nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Conv1d(1, 3, 2), nn.Flatten(), nn.AvgPool1d(3))
+    plan, spec, data = plan_of(network, "b ~ x + z + (1 | g)", "bernoulli")
+    module = build_module(plan.complete(spec), {}, plan, data, 0)
+    head = build_adversary(pa.Adversary(1.0, layers=("1", "0")), module, data, 0)
+    assert head.classifiers[0].features == 3 + 2
+    with pytest.raises(ArgumentError, match="or name layers"):
+        build_adversary(pa.Adversary(1.0), module, data, 0)

@@ -46,7 +46,7 @@ def networked(formula="b ~ x + z + (1 | g)", family="bernoulli", **settings):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     module = module_of(design(formula, frame(8, 5), family, network=True), network, "2", 4)
-    head = build_adversary(pa.Adversary(**settings), module.spec, module.data, 0) if settings else None
+    head = build_adversary(pa.Adversary(**settings), module, module.data, 0) if settings else None
     return module, guide_of(module), head
 
 
@@ -248,6 +248,23 @@ def test_minimising_the_total_raises_the_frozen_adversarys_loss():
     assert float(parts_of(objective, 1.0).adversary.detach()) < float(after.detach())
 
 
+def test_an_adversary_reads_named_layers_and_pushes_on_what_is_below_them():
+    """The first layer's output by hand: a linear classifier of it, its gradient reversed."""
+    module, guide, head = networked(weight=1.0, layers=("0", "1"), hidden=(), conditional=False)
+    assert head.classifiers[0].features == 8
+    parts = parts_of(Objective(module, guide, head), 0.3)
+    weight = module.network[0].weight
+    found = torch.autograd.grad(parts.adversary, [weight, module.network[2].weight], allow_unused=True)
+    assert found[1] is None
+    first = module.data.inputs @ weight.T + module.network[0].bias
+    seen = torch.cat([first, torch.tanh(first)], dim=1).float()
+    logits = head.classifiers[0](seen)
+    expected = torch.autograd.grad(nn.functional.cross_entropy(logits, module.data.codes["g"]), weight)[0]
+    torch.testing.assert_close(found[0], -0.3 * expected, rtol=1e-5, atol=1e-9)
+    assert not module.network[0]._forward_hooks
+    assert not module.network[1]._forward_hooks
+
+
 def test_the_weight_scales_the_reversed_gradient_and_nothing_else():
     module, guide, head = networked(weight=1.0)
     network, classifier = module.network[0].weight, next(head.classifiers.parameters())
@@ -273,8 +290,10 @@ def test_the_adversary_never_enters_the_elbo():
 def test_accuracy_and_chance_are_told():
     module, guide, head = networked(weight=1.0, groups="g")
     parts = parts_of(Objective(module, guide, head), 1.0)
-    assert float(parts.adversary_chance) == 1 / 8
+    assert parts.adversary_accuracy.shape == (1,)
     assert 0.0 <= float(parts.adversary_accuracy) <= 1.0
+    # Rows alternate between the classes: three and two rows of each group, the first having three in one.
+    assert head.chance == (pytest.approx(2 * 3 / 40),)
 
 
 def test_fixed_effects_loss_ignores_group_effects():

@@ -29,7 +29,7 @@ def objective_of(formula="y ~ x + (1 | g)", family="gaussian", adversary=None, n
     made = design(formula, frame(rows=rows), family, network=network is not None)
     module = module_of(made, network, None if network is None else "2", 3)
     guide = MeanFieldGuide(module, module.data, torch.Generator().manual_seed(0))
-    head = build_adversary(adversary, module.spec, module.data, 0)
+    head = build_adversary(adversary, module, module.data, 0)
     return Objective(module, guide, head)
 
 
@@ -74,7 +74,7 @@ def test_as_many_steps_as_asked_for(settings, steps):
     result = run(objective_of(), **settings)
     assert result.elbo.shape == (steps,)
     assert not result.converged
-    assert result.adversary.shape == (0, 2)
+    assert result.adversary.shape[1] == 0
 
 
 # --- the loop ----------------------------------------------------------------------------------------------
@@ -130,9 +130,21 @@ def test_the_adversary_is_trained_watched_and_its_weight_warms_up():
     object.__setattr__(head, "loss", loss)
     result = run(objective, max_steps=8)
     assert seen == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0])
-    assert result.adversary.shape == (8, 2)
-    assert torch.equal(result.adversary[:, 1], torch.full((8,), 0.2, dtype=result.adversary.dtype))
+    assert result.adversary.shape == (8, 1)
+    assert head.chance == (0.2,)
     assert all(not torch.equal(a, b) for a, b in zip(before, head.classifiers.parameters(), strict=True))
+
+
+def test_training_does_not_stop_before_the_adversarys_weight_has_risen(monkeypatch):
+    monkeypatch.setattr(_Plateau, "update", lambda self, window: "stop")
+
+    def steps(warmup):
+        settings = pa.Adversary(1.0, warmup=warmup)
+        objective = objective_of("b ~ x + z + (1 | g)", "bernoulli", settings, network())
+        return len(run(objective, max_steps=400).elbo)
+
+    assert steps(0.0) == 100
+    assert steps(0.7) == 300  # the first check from step 280 on
 
 
 def test_progress_is_shown_on_request_only(capfd):
@@ -249,7 +261,7 @@ class Constant(Objective):
     def __call__(self, batch, weight=0.0):
         zero = torch.zeros(())
         total = sum(0.0 * p.sum() for p in self.guide.parameters())
-        return LossParts(torch.tensor(self.value), zero, zero, total, zero, zero)
+        return LossParts(torch.tensor(self.value), zero, zero, total, zero.new_empty(0))
 
 
 def test_the_seed_shuffles_the_rows():

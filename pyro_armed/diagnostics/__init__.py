@@ -1,5 +1,6 @@
 """Whether to trust a fit. Each function takes the fitted model; most take its ArviZ object as well."""
 
+from pyro_armed.diagnostics._adversary import adversary
 from pyro_armed.diagnostics._checks import calibration, group_check
 from pyro_armed.diagnostics._fit import convergence, khat, r_hat
 from pyro_armed.diagnostics._groups import group_log_likelihood
@@ -9,6 +10,7 @@ from pyro_armed.diagnostics._variance import icc
 
 __all__ = [
     "SBC",
+    "adversary",
     "calibration",
     "convergence",
     "group_check",

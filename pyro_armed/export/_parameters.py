@@ -129,7 +129,7 @@ def sample_stats_dataset(posterior: Posterior) -> xr.Dataset:
     xarray.Dataset
         Each entry of ``chain.stats`` with dimensions (chain, draw), NaN for chains that lack it; each of
         ``chain.quality`` with (chain), or (chain, district__factor_dim) for ``khat|district``; ``elbo``
-        (chain, step), the ELBO per row, NaN after a chain's last step.
+        (chain, step), the ELBO per row, and each of ``chain.watched``, NaN after a chain's last step.
     """
     check_chains(posterior)
     table = Table(len(posterior.chains), posterior.n_draws)
@@ -142,13 +142,17 @@ def sample_stats_dataset(posterior: Posterior) -> xr.Dataset:
         if any(name not in chain.quality for chain in posterior.chains):
             continue
         _, _, group = name.partition("|")
-        dims = (table.dim(group_plate(group), spec.group(group).labels),) if group else ()
+        of_groups = posterior.chains[0].quality[name].dim() > 0
+        dims = (table.dim(group_plate(group), spec.group(group).labels),) if of_groups else ()
         values = [to_numpy(chain.quality[name]) for chain in posterior.chains]
         table.add(name, dims, np.stack(values), lead=("chain",))
-    traces = [to_numpy(chain.trace).reshape(-1) for chain in posterior.chains]
-    if steps := max(map(len, traces)):
-        padded = [np.pad(trace, (0, steps - len(trace)), constant_values=np.nan) for trace in traces]
-        table.add("elbo", (table.dim("step", range(steps)),), np.stack(padded), lead=("chain",))
+    traces = {"elbo": [chain.trace for chain in posterior.chains]}
+    for name in posterior.chains[0].watched:
+        traces[name] = [chain.watched[name] for chain in posterior.chains]
+    if steps := max(map(len, traces["elbo"])):
+        for name, values in traces.items():
+            padded = [np.pad(to_numpy(v), (0, steps - len(v)), constant_values=np.nan) for v in values]
+            table.add(name, (table.dim("step", range(steps)),), np.stack(padded), lead=("chain",))
     return table.dataset()
 
 

@@ -5,6 +5,7 @@ takes any ``nn.Module`` and leaves its code, its weights and its mode as they we
 """
 
 from pyro_armed.networks._builtin import CNN, MLP, from_config
+from pyro_armed.networks._layers import flattened, layer_outputs
 from pyro_armed.networks._reading import (
     copy_network,
     count_parameters,
@@ -12,6 +13,7 @@ from pyro_armed.networks._reading import (
     find_output_layer,
     network_output,
     reinitialise,
+    untouched,
 )
 
 __all__ = [
@@ -21,7 +23,10 @@ __all__ = [
     "count_parameters",
     "features_and_output",
     "find_output_layer",
+    "flattened",
     "from_config",
+    "layer_outputs",
     "network_output",
     "reinitialise",
+    "untouched",
 ]

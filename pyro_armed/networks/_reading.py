@@ -16,7 +16,7 @@ from pyro_armed.seeds import seeded
 
 
 @contextmanager
-def _untouched(network: nn.Module) -> Iterator[None]:
+def untouched(network: nn.Module) -> Iterator[None]:
     """Give evaluation mode without gradients; restore modes, buffers and random state afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     buffers = [
@@ -216,7 +216,7 @@ def find_output_layer(network: nn.Module, example: Tensor) -> str:
         for name, module in network.named_modules():
             if isinstance(module, nn.Linear) or not any(True for _ in module.children()):
                 handles.append(module.register_forward_hook(watch(name)))
-        with _untouched(network):
+        with untouched(network):
             raw = network(example)
     except ArgumentError:
         raise

@@ -1,14 +1,8 @@
-"""The adversary: a classifier of groups from features, trained against the network by gradient reversal.
+"""The classifier of groups, its loss with the gradient to the features reversed, and chance."""
 
-It keeps group information out of the network. It is an auxiliary term of the training loss only and never
-enters a log density.
-"""
-
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +13,10 @@ from pyro_armed.networks._common import sizes_of, whole
 from pyro_armed.seeds import seeded
 
 __all__ = [
-    "Adversary",
     "AdversaryTerms",
     "GroupClassifier",
     "adversary_loss",
+    "chance_accuracy",
     "gradient_reversal",
     "label_columns",
 ]
@@ -54,140 +48,6 @@ def gradient_reversal(x: Tensor, weight: float | Tensor) -> Tensor:
     # autograd.Function does not; x - constant is exactly 0, so no rounding touches the value.
     constant = x.detach()
     return constant - weight * (x - constant)
-
-
-@dataclass(frozen=True)
-class Adversary:
-    """Settings of the group classifier that the network is trained against.
-
-    Parameters
-    ----------
-    weight
-        Weight of the reversed gradient in the network's loss; 0 only watches.
-    hidden
-        Units of the classifier's hidden layers.
-    conditional
-        True asks that the features be independent of the group *given the response*, False that they be
-        independent of it altogether. The latter attacks the target itself where response rates differ by
-        group. ``"auto"`` is True for classification families and False for others.
-    warmup
-        Fraction of training over which the weight rises linearly from 0, in [0, 1].
-    learning_rate
-        The classifier's learning rate.
-    groups
-        Name or names of the grouping factors to hide; None is the model's first.
-
-    Raises
-    ------
-    ArgumentError
-        If a setting cannot be used.
-
-    Examples
-    --------
-    >>> Adversary(weight=0.5, warmup=0.2).weight_at(0.1)
-    0.25
-    """
-
-    weight: float
-    hidden: Sequence[int] = (8, 8)
-    conditional: bool | Literal["auto"] = "auto"
-    warmup: float = 0.0
-    learning_rate: float = 1e-3
-    groups: str | Sequence[str] | None = None
-
-    def __post_init__(self) -> None:
-        """Check and normalise the settings."""
-        weight = _number(self.weight, "weight", "a number of at least 0")
-        if weight < 0.0:
-            raise ArgumentError(
-                f"weight of the adversary must be a number of at least 0, not {self.weight!r}."
-            )
-        warmup = _number(self.warmup, "warmup", "a fraction of training in [0, 1]")
-        if not 0.0 <= warmup <= 1.0:
-            raise ArgumentError(f"warmup of the adversary must be in [0, 1], not {self.warmup!r}.")
-        rate = _number(self.learning_rate, "learning_rate", "a number above 0")
-        if rate <= 0.0:
-            raise ArgumentError(
-                f"learning_rate of the adversary must be a number above 0, not {self.learning_rate!r}."
-            )
-        if not isinstance(self.conditional, bool) and self.conditional != "auto":
-            raise ArgumentError(
-                f"conditional of the adversary must be True, False or 'auto', not {self.conditional!r}."
-            )
-        for name, value in (
-            ("weight", weight),
-            ("warmup", warmup),
-            ("learning_rate", rate),
-            ("hidden", sizes_of(self.hidden, "hidden of the adversary")),
-            ("groups", _groups(self.groups)),
-        ):
-            object.__setattr__(self, name, value)
-
-    def weight_at(self, progress: float) -> float:
-        """Return the weight at one point of training; full from ``warmup`` onwards.
-
-        Parameters
-        ----------
-        progress
-            Fraction of training done, 0 to 1.
-        """
-        if progress >= self.warmup:
-            return self.weight
-        return self.weight * max(progress, 0.0) / self.warmup
-
-    def is_conditional(self, classification: bool) -> bool:
-        """Say whether the classifier sees the response.
-
-        Parameters
-        ----------
-        classification
-            Whether the response family is one of classes.
-        """
-        return classification if self.conditional == "auto" else bool(self.conditional)
-
-    def config(self) -> dict[str, Any]:
-        """Return the settings as a dict that JSON can hold, for `from_config`."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
-        }
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Make settings from what ``config()`` returned; `ArgumentError` for unknown or missing ones.
-
-        Parameters
-        ----------
-        config
-            The dict.
-        """
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(str(key) for key in config if key not in known)
-        if unknown:
-            raise ArgumentError(f"an adversary has no setting(s) {', '.join(unknown)}.")
-        if "weight" not in config:
-            raise ArgumentError("an adversary's config needs its weight.")
-        return cls(**config)
-
-
-def _number(value: Any, name: str, meaning: str) -> float:
-    try:
-        number = math.nan if isinstance(value, str | bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ArgumentError(f"{name} of the adversary must be {meaning}, not {value!r}.")
-    return number
-
-
-def _groups(value: Any) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    names = (value,) if isinstance(value, str) else value
-    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
-        raise ArgumentError(f"groups of the adversary must name grouping factors, not {value!r}.")
-    if len(set(names)) != len(names):
-        raise ArgumentError(f"groups of the adversary names a grouping factor twice: {list(names)}.")
-    return tuple(names)
 
 
 def label_columns(y: Tensor, levels: int | None = None) -> Tensor:
@@ -317,11 +177,10 @@ class GroupClassifier(nn.Module):
 
 
 class AdversaryTerms(NamedTuple):
-    """What `adversary_loss` returns; three 0-dim tensors, of which only ``loss`` carries gradients."""
+    """What `adversary_loss` returns; two 0-dim tensors, of which only ``loss`` carries gradients."""
 
     loss: Tensor
     accuracy: Tensor
-    chance: Tensor
 
 
 def adversary_loss(
@@ -356,8 +215,7 @@ def adversary_loss(
     Returns
     -------
     AdversaryTerms
-        ``loss``; ``accuracy`` of the classifier; ``chance``, the accuracy of always naming the batch's most
-        frequent group. A conditional adversary can beat chance by the labels alone.
+        ``loss``, and ``accuracy`` of the classifier on these rows; see `chance_accuracy`.
 
     Raises
     ------
@@ -368,8 +226,8 @@ def adversary_loss(
     --------
     >>> import torch
     >>> terms = adversary_loss(GroupClassifier(2, 3), torch.randn(6, 2), torch.tensor([0, 1, 2, 0, 1, 0]))
-    >>> float(terms.chance)
-    0.5
+    >>> 0.0 <= float(terms.accuracy) <= 1.0
+    True
     """
     rows = features.shape[0]
     if codes.shape != (rows,) or codes.is_floating_point():
@@ -387,5 +245,33 @@ def adversary_loss(
     loss = (scale * functional.cross_entropy(logits, codes, reduction="none")).sum()
     with torch.no_grad():
         accuracy = (scale * (logits.argmax(-1) == codes)).sum()
-        chance = scale.new_zeros(logits.shape[-1]).scatter_add(0, codes, scale).amax()
-    return AdversaryTerms(loss, accuracy.detach(), chance.detach())
+    return AdversaryTerms(loss, accuracy.detach())
+
+
+def chance_accuracy(codes: Tensor, classes: Tensor | None = None, row_weights: Tensor | None = None) -> float:
+    """Accuracy of naming the most frequent group; given classes, the most frequent one of the row's class.
+
+    Parameters
+    ----------
+    codes
+        Group of each row, integers (N,).
+    classes
+        Class of each row's response, integers (N,): what a conditional adversary knows without features.
+    row_weights
+        Weights of the rows (N,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> codes, classes = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 0, 0, 1, 1])
+    >>> chance_accuracy(codes), chance_accuracy(codes, classes)
+    (0.6, 0.8)
+    """
+    weights = torch.ones(len(codes), dtype=torch.float64) if row_weights is None else row_weights.double()
+    if classes is None:
+        classes = torch.zeros_like(codes)
+    pairs, place = torch.unique(torch.stack([classes, codes]), dim=1, return_inverse=True)
+    counts = weights.new_zeros(pairs.shape[1]).index_add(0, place, weights)
+    _, of_pair = torch.unique(pairs[0], return_inverse=True)
+    largest = counts.new_zeros(int(of_pair.max()) + 1).scatter_reduce(0, of_pair, counts, "amax")
+    return float(largest.sum() / counts.sum())

@@ -1,0 +1,92 @@
+"""Outputs of named layers of any network, read from outside."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_armed.errors import ArgumentError
+
+
+@contextmanager
+def layer_outputs(network: nn.Module | None, layers: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Keep what named layers return, by name, each time the network runs within the block.
+
+    Parameters
+    ----------
+    network
+        Any module; it is left as it was.
+    layers
+        Names of submodules, as in ``network.named_modules()``.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    >>> with layer_outputs(network, ["1"]) as seen:
+    ...     _ = network(torch.zeros(2, 3))
+    >>> seen["1"].shape
+    torch.Size([2, 4])
+    """
+    seen: dict[str, Any] = {}
+    handles = []
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, result: Any) -> None:
+            seen[name] = result
+
+        return hook
+
+    try:
+        for name in layers:
+            handles.append(_layer(network, name).register_forward_hook(keep(name)))
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layer(network: nn.Module | None, name: str) -> nn.Module:
+    known = {key: module for key, module in network.named_modules() if key} if network is not None else {}
+    if name not in known:
+        raise ArgumentError(f"the network has no layer named {name!r}; it has {', '.join(known) or 'none'}.")
+    return known[name]
+
+
+def flattened(outputs: Mapping[str, Any], layers: Sequence[str], rows: int) -> Tensor:
+    """The outputs of several layers side by side, (B, F).
+
+    Parameters
+    ----------
+    outputs
+        From `layer_outputs`.
+    layers
+        Which, in which order.
+    rows
+        Number of input rows B.
+
+    Raises
+    ------
+    ArgumentError
+        If a layer was not run or does not return one tensor with a row for each input row.
+    """
+    parts = []
+    for name in layers:
+        if name not in outputs:
+            raise ArgumentError(f"the network's layer {name!r} was not run in its forward pass.")
+        output = outputs[name]
+        if not isinstance(output, Tensor) or output.ndim < 1 or output.shape[0] != rows:
+            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ArgumentError(
+                f"the network's layer {name!r} must return one tensor with a row for each row of the input, "
+                f"({rows}, ...), but returns {found}; name another layer."
+            )
+        parts.append(output.reshape(rows, -1))
+    return torch.cat(parts, dim=1)
