@@ -150,8 +150,8 @@ def sample_stats_dataset(posterior: Posterior) -> xr.Dataset:
     for name in posterior.chains[0].watched:
         traces[name] = [chain.watched[name] for chain in posterior.chains]
     if steps := max(map(len, traces["elbo"])):
-        for name, values in traces.items():
-            padded = [np.pad(to_numpy(v), (0, steps - len(v)), constant_values=np.nan) for v in values]
+        for name, each in traces.items():
+            padded = [np.pad(to_numpy(v), (0, steps - len(v)), constant_values=np.nan) for v in each]
             table.add(name, (table.dim("step", range(steps)),), np.stack(padded), lead=("chain",))
     return table.dataset()
 
