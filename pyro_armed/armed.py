@@ -18,6 +18,7 @@ from pyro_armed import families, files
 from pyro_armed.adversary import Adversary
 from pyro_armed.arrays import ArrayDesign
 from pyro_armed.building import LAST_LAYERS, NetworkPlan, build_adversary, build_module
+from pyro_armed.conformal import INTERVALS, regions_of
 from pyro_armed.design import Encoded, FormulaDesign
 from pyro_armed.diagnostics._adversary import record_adversary
 from pyro_armed.diagnostics._fit import record_verdict
@@ -439,6 +440,9 @@ class ARMED:
         new_groups: str = "error",
         kind: str = "mean",
         draws: int | None = None,
+        intervals: str | None = None,
+        level: float = 0.9,
+        calibration: Any = None,
         unseen_levels: str = "error",
         seed: int = 0,
     ) -> Any:
@@ -457,6 +461,17 @@ class ARMED:
             Expected response, drawn responses, or the linear predictor.
         draws : int, optional
             Draws of each chain to use; None: all.
+        intervals : {"posterior", "conformal"}, optional
+            Add for each row where its response (whatever ``kind`` is) is expected: variables ``lower`` and
+            ``upper``, or ``in_set`` for binary, categorical and ordinal responses. ``"posterior"``: the
+            central interval of the posterior predictive distribution. ``"conformal"``: calibrated on
+            ``calibration``, so that it covers a row of a new group with probability ``level`` even where the
+            model is wrong; see `pyro_armed.conformal.conformal_regions`.
+        level : float
+            Their probability.
+        calibration : pandas.DataFrame or tuple, optional
+            Rows with their response, of groups that training did not have and of which there are enough (9
+            for a level of 0.9, 19 for 0.95); for a model from arrays ``(x, y, groups)``.
         unseen_levels : {"error", "baseline"}
             What to do with levels of predictors that training did not have.
         seed : int
@@ -480,8 +495,15 @@ class ARMED:
         posterior = self._fitted()
         encoded = self._encode(data, groups, unseen_levels=unseen_levels)
         mode = self._mode(new_groups)
+        known = self._calibration(intervals, calibration, unseen_levels)
         values = predict_draws(posterior, encoded, mode, kind=kind, seed=seed, draws=draws)
-        return prediction_idata(self.spec, encoded, values, kind=kind, mode=mode, seed=seed)
+        regions, how = None, {}
+        if intervals is not None:
+            regions = regions_of(posterior, encoded, mode, known, level=level, seed=seed)
+            how = {"intervals": intervals, "level": level}
+        return prediction_idata(
+            self.spec, encoded, values, kind=kind, mode=mode, seed=seed, regions=regions, attributes=how
+        )
 
     def evaluate(
         self,
@@ -620,6 +642,28 @@ class ARMED:
         if self._posterior is None:
             raise NotFittedError("The model has no posterior yet: call fit() first.")
         return self._posterior
+
+    def _calibration(self, intervals: str | None, calibration: Any, unseen_levels: str) -> Encoded | None:
+        """The calibration rows that ``intervals`` needs."""
+        if intervals is not None and intervals not in INTERVALS:
+            raise ArgumentError(f"intervals={intervals!r} is not one of {', '.join(map(repr, INTERVALS))}.")
+        if intervals != "conformal":
+            if calibration is not None:
+                raise ArgumentError(
+                    "calibration= is for intervals='conformal'; leave it out, or ask for that."
+                )
+            return None
+        if calibration is None:
+            raise ArgumentError(
+                "intervals='conformal' needs calibration=: rows with their response, of groups that training "
+                "did not have. pa.cross_conformal makes do with the training groups."
+            )
+        x, y, groups = calibration, None, None
+        if isinstance(self._design, ArrayDesign):
+            if not isinstance(calibration, tuple) or len(calibration) != 3:
+                raise ArgumentError("calibration= must be (x, y, groups) for a model from arrays.")
+            x, y, groups = calibration
+        return self._encode(x, groups, y, response=True, unseen_levels=unseen_levels)
 
     def _mode(self, new_groups: str) -> Mode:
         """What the ``new_groups`` argument asks for."""

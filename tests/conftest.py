@@ -24,6 +24,7 @@ settings.load_profile("pyro_armed")
 ARVIZ1_MODULES = {
     "test_armed",
     "test_cli",
+    "test_conformal",
     "test_diagnostics",
     "test_docs",
     "test_export",

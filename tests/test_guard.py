@@ -56,6 +56,7 @@ LAYERS = [
     "predict",
     "metrics",
     "evaluation",
+    "conformal",
     "export",
     "recipe",
     "diagnostics",

@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from pyro_armed.batch import Batch
+from pyro_armed.conformal import Regions
 from pyro_armed.design import Encoded
 from pyro_armed.errors import ArgumentError
 from pyro_armed.export._parameters import posterior_dataset, prior_chain, sample_stats_dataset
@@ -150,6 +152,7 @@ def prediction_idata(
     kind: str,
     mode: str | Mode,
     seed: int,
+    regions: Regions | None = None,
     index: Sequence[Any] | None = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> Any:
@@ -165,6 +168,8 @@ def prediction_idata(
         Predictions; K levels, or K predictors of a categorical response.
     kind, mode, seed
         How they were made; kept as attributes ``kind``, ``new_groups`` and ``seed``.
+    regions : Regions, optional
+        Intervals ``lower``, ``upper`` of each row, or the set ``in_set`` of levels, to be added.
     index : sequence, optional
         Labels of the rows; by default their positions in what they came from.
     attributes : mapping, optional
@@ -192,6 +197,8 @@ def prediction_idata(
         )
     whole = kind == "response" and spec.family.response in WHOLE
     table.add(spec.response, dims, whole_numbers(values).numpy() if whole else to_numpy(values))
+    if regions is not None:
+        _add_regions(table, spec, regions)
     constant = constant_dataset(spec, encoded.batch, index, encoded.new_groups)
     mode = mode_of(mode)
     rows, factors = row_modes(spec, encoded, mode.received(encoded))
@@ -201,6 +208,15 @@ def prediction_idata(
     predictions = table.dataset().assign_coords(new_groups=(OBSERVATIONS, rows))
     how = {**_description(spec), "kind": kind, "new_groups": mode.name, "seed": seed, **(attributes or {})}
     return to_arviz({"predictions": predictions, "predictions_constant_data": constant}, how)
+
+
+def _add_regions(table: Table, spec: ModelSpec, regions: Regions) -> None:
+    if regions.members is not None:
+        level = table.dim(f"{spec.response}_dim", spec.levels or (0, 1), f"{spec.response}_level_dim")
+        table.add("in_set", (OBSERVATIONS, level), regions.members, lead=())
+        return
+    for name, values in (("lower", regions.lower), ("upper", regions.upper)):
+        table.add(name, (OBSERVATIONS,), np.asarray(values), lead=())
 
 
 def _description(spec: ModelSpec) -> dict[str, Any]:
