@@ -358,3 +358,16 @@ def test_the_widest_standard_error_is_taken():
     assert metrics.widest(mean, [[0, 1, 0, 1]]).se == pytest.approx(rows)  # zero by chance
     assert metrics.widest(mean, [[0, 0, 0, 0]]).se == pytest.approx(rows)
     assert metrics.widest(mean, []).se == pytest.approx(rows)
+
+
+def test_calibration_error_of_intervals():
+    covered = np.array([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
+    assert metrics.interval_calibration_error(covered, [0.5, 0.8]).value == pytest.approx((0.0 + 0.05) / 2)
+    weighted = metrics.interval_calibration_error(covered, [0.5, 0.8], weights=[1, 1, 0, 0])
+    assert weighted.value == pytest.approx((0.5 + 0.2) / 2)
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(30), 10)
+    inside = (rng.uniform(size=30) < 0.5).astype(float)[groups][:, None]
+    by_row = metrics.interval_calibration_error(inside, [0.8])
+    by_group = metrics.interval_calibration_error(inside, [0.8], clusters=groups)
+    assert by_group.se > 2 * by_row.se  # rows of a group are all inside or all outside: sqrt(10) in theory

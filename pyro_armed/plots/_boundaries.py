@@ -1,8 +1,4 @@
-"""Pictures that ArviZ does not draw.
-
-Posteriors, forests, predictive checks and the like are ArviZ's: any of its functions takes ``model.idata``.
-Matplotlib is imported by the functions that need it.
-"""
+"""Where a model of two classes changes its mind."""
 
 from __future__ import annotations
 
@@ -13,16 +9,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pyro_armed.errors import ArgumentError, DataError, MissingDependencyError
+from pyro_armed.errors import ArgumentError, DataError
+from pyro_armed.plots._figures import COLOURS, pyplot_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["decision_boundaries", "new_figure"]
+__all__ = ["decision_boundaries"]
 
-# Okabe and Ito's blue and vermilion: told apart by the colour-blind and in grey.
-_COLOURS = ("#0072B2", "#D55E00")
 _TRUTH = "#009E73"
 _MARGIN = 0.05
 
@@ -105,7 +100,7 @@ def decision_boundaries(
     >>> [axes.get_title() for axes in figure.axes[:2]]
     ['g00', 'g01']
     """
-    figure = _pyplot_figure() if figure is None else figure
+    figure = pyplot_figure() if figure is None else figure
     _check(model, frame, x, y, group)
     for name, value in (("resolution", resolution), ("points", points), ("columns", columns)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1 + (name == "resolution"):
@@ -129,7 +124,7 @@ def decision_boundaries(
         rows = frame[frame[group] == label]
         shown = rows.iloc[np.sort(rng.permutation(len(rows))[:points])]
         image = _draw_panel(axes, ticks, probability[i], None if true is None else true[i])
-        for code, colour in enumerate(_COLOURS):
+        for code, colour in enumerate(COLOURS):
             of_class = shown[shown[model.spec.response] == classes[code]]
             axes.scatter(
                 of_class[x], of_class[y], s=7, c=colour, edgecolors="white", linewidths=0.3, zorder=3
@@ -141,44 +136,6 @@ def decision_boundaries(
     bar.set_label(f"P({model.spec.response} = {classes[1]})")
     _legend(figure, model.spec.response, classes, truth is not None)
     return figure
-
-
-def new_figure() -> Figure:
-    """An empty figure that pyplot does not know, for programs that draw into files.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    MissingDependencyError
-        If Matplotlib is not installed.
-
-    Examples
-    --------
-    >>> new_figure().axes
-    []
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise _no_matplotlib() from error
-    return Figure()
-
-
-def _pyplot_figure() -> Figure:
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise _no_matplotlib() from error
-    return plt.figure()
-
-
-def _no_matplotlib() -> MissingDependencyError:
-    return MissingDependencyError(
-        "Pictures need the package matplotlib; install it with: pip install pyro_armed[examples]"
-    )
 
 
 def _check(model: Any, frame: pd.DataFrame, x: str, y: str, group: str) -> None:
@@ -286,7 +243,7 @@ def _draw_panel(
 ) -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
-    colours = LinearSegmentedColormap.from_list("classes", [_COLOURS[0], "white", _COLOURS[1]])
+    colours = LinearSegmentedColormap.from_list("classes", [COLOURS[0], "white", COLOURS[1]])
     extent = (ticks[0][0], ticks[0][-1], ticks[1][0], ticks[1][-1])
     image = axes.imshow(
         probability, extent=extent, origin="lower", cmap=colours, vmin=0, vmax=1, alpha=0.45,
@@ -307,7 +264,7 @@ def _legend(figure: Figure, response: str, classes: list[Any], with_truth: bool)
     dot: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 5, "markeredgecolor": "white"}
     handles = [
         Line2D([], [], color=colour, label=f"{response} = {name}", **dot)
-        for colour, name in zip(_COLOURS, classes, strict=True)
+        for colour, name in zip(COLOURS, classes, strict=True)
     ]
     handles.append(Line2D([], [], color="black", linewidth=1.6, label="model's boundary"))
     if with_truth:

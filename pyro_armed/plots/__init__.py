@@ -1,0 +1,10 @@
+"""Pictures that ArviZ does not draw.
+
+Posteriors, forests, predictive checks and the like are ArviZ's: any of its functions takes ``model.idata``.
+Matplotlib is imported by the functions that need it.
+"""
+
+from pyro_armed.plots._boundaries import decision_boundaries
+from pyro_armed.plots._figures import new_figure
+
+__all__ = ["decision_boundaries", "new_figure"]
