@@ -159,15 +159,16 @@ class GroupConditional(GroupGaussian):
         if start is None:
             start = [problem.base.new_zeros(1, self.counts[n], self.widths[n]) for n in self.groups]
         mode = [part.expand(size, -1, -1) for part in start]
+        differentiable = torch.is_grad_enabled() and any(
+            v.requires_grad for v in [problem.base, *problem.loadings]
+        )
         current = self._by_step(frozen, mode)
         for _ in range(steps):
             direction = self._newton(frozen, mode, differentiable=False)[0]
             mode, current, change = self._line_search(frozen, mode, current, direction)
-            if change < tolerance:
+            # The attached step that follows squares what is left of the error.
+            if change < (math.sqrt(tolerance) if differentiable else tolerance):
                 break
-        differentiable = torch.is_grad_enabled() and any(
-            v.requires_grad for v in [problem.base, *problem.loadings]
-        )
         if differentiable:
             # One attached step at the mode: its derivative is that of the implicit function theorem.
             direction, _ = self._newton(problem, mode, differentiable=True)

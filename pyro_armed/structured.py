@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_armed.batch import Batch
 from pyro_armed.conditional import Problem
 from pyro_armed.errors import ArgumentError
-from pyro_armed.gaussian_conditional import conditional_of
+from pyro_armed.gaussian_conditional import GaussianConditional, conditional_of
 from pyro_armed.global_space import GlobalSpace
 from pyro_armed.group_gaussian import Effects, Hidden
 from pyro_armed.local import LocalPyroModule
@@ -52,7 +52,9 @@ class StructuredGuide(LocalPyroModule):
         self.register_buffer("scale", 0.1 * torch.eye(size, dtype=self.space.start.dtype))
         self.location = nn.Parameter(torch.zeros(size, dtype=self.space.start.dtype))
         self.factor_raw = nn.Parameter(torch.zeros(size, size, dtype=self.space.start.dtype))
-        self.mode: list[Tensor] | None = None
+        self._mode: list[Tensor] | None = None
+        self._slopes: list[Tensor] = []
+        self._anchor, self._whitening = self.center, self.scale
 
     @property
     def factor(self) -> Tensor:
@@ -75,15 +77,45 @@ class StructuredGuide(LocalPyroModule):
     @torch.no_grad()
     def remember_mode(self, theta: Tensor) -> None:
         """Keep the effects' mode at theta (P,) as the start of later Newton steps."""
+        self._slopes = []
         if self.conditional.groups:
-            values, _ = self.space.evaluate(theta.unsqueeze(0))
-            self.mode = self.conditional.solve(self.conditional.problem(values), self.mode).mean
+            self._mode = self._mode_at(theta.unsqueeze(0), self._mode)
+
+    @torch.no_grad()
+    def remember_slopes(self) -> None:
+        """Keep how the mode moves with theta within the Gaussian: Newton steps then start closer."""
+        mean, factor = self.mean_and_factor()
+        self.remember_mode(mean)
+        if self._mode is None or isinstance(self.conditional, GaussianConditional):
+            return
+        ends = [self._mode_at(torch.stack([mean + d, mean - d]), self._mode) for d in factor.mT]
+        self._slopes = [
+            torch.stack([0.5 * (table[0] - table[1]) for table in tables])
+            for tables in zip(*ends, strict=True)
+        ]
+        self._anchor, self._whitening = mean, torch.linalg.inv(factor)
+
+    def _mode_at(self, theta: Tensor, start: list[Tensor] | None) -> list[Tensor]:
+        values, _ = self.space.evaluate(theta)
+        return self.conditional.solve(self.conditional.problem(values), start).mean
+
+    @torch.no_grad()
+    def start_at(self, theta: Tensor) -> list[Tensor] | None:
+        """Where Newton steps to the effects' mode at theta (S, P) begin."""
+        if self._mode is None or not self._slopes:
+            return self._mode
+        # Far from the mean the line is no guide.
+        eps = ((theta - self._anchor) @ self._whitening.mT).clamp(-3.0, 3.0)
+        return [
+            mode + torch.einsum("sp,pcd->scd", eps, slopes)
+            for mode, slopes in zip(self._mode, self._slopes, strict=True)
+        ]
 
     def solve(self, theta: Tensor) -> tuple[Problem, Effects, Tensor]:
         """The effects' conditional and the log prior at theta (S, P)."""
         values, log_prior = self.space.evaluate(theta)
         problem = self.conditional.problem(values)
-        return problem, self.conditional.solve(problem, self.mode), log_prior
+        return problem, self.conditional.solve(problem, self.start_at(theta)), log_prior
 
     def forward(self, batch: Batch | None = None, hidden: Hidden = None) -> dict[str, Tensor]:
         """Draw all latent variables.

@@ -104,9 +104,10 @@ def marginal(guide: StructuredGuide, theta: Tensor, order: int = 1) -> Tensor:
     if not conditional.groups:
         return log_prior + conditional.evidence(problem)
     if order == 1:
-        return log_prior + conditional.laplace(problem, conditional.solve(problem, guide.mode))
+        return log_prior + conditional.laplace(problem, conditional.solve(problem, guide.start_at(theta)))
     with torch.no_grad():
-        effects = conditional.solve(problem, guide.mode)
+        # The nodes need not sit exactly at the mode.
+        effects = conditional.solve(problem, guide.start_at(theta), tolerance=1e-3)
     if conditional.widths[conditional.groups[0]] > 2:
         return log_prior + conditional.quasi_monte_carlo(problem, effects, order)
     return log_prior + conditional.quadrature(problem, effects, order)
@@ -139,6 +140,7 @@ def fit_structured(
         bar.set_postfix_str("mode", refresh=False)
         mode, found = _mode(guide, generator)
         guide.set_gaussian(mode, _inverse_root(_hessian(guide, mode)))
+        guide.remember_slopes()
         elbo, settled = _refine(guide, generator, max_steps, bar)
     return StructuredFit(elbo, found and settled)
 
@@ -218,7 +220,7 @@ def _refine(
         if stale >= 2:
             settled = True
             break
-    guide.remember_mode(guide.mean_and_factor()[0].detach())
+    guide.remember_slopes()
     return torch.stack(trace), settled
 
 
@@ -419,7 +421,7 @@ def draw_effects(
         values, _ = guide.space.evaluate(part)
         if conditional.groups:
             problem = conditional.problem(values)
-            effects = conditional.solve(problem, guide.mode)
+            effects = conditional.solve(problem, guide.start_at(part))
             z, ratio = _choose(guide, problem, effects, candidates, generator)
             values = {**values, **conditional.effects(values, z)}
             ratios.append(ratio)
