@@ -4,19 +4,24 @@ from pyro_armed.diagnostics._adversary import adversary
 from pyro_armed.diagnostics._checks import calibration, group_check
 from pyro_armed.diagnostics._fit import convergence, khat, r_hat
 from pyro_armed.diagnostics._groups import group_log_likelihood
+from pyro_armed.diagnostics._importance import Importance, importance
+from pyro_armed.diagnostics._leakage import leakage
 from pyro_armed.diagnostics._loo import loo_group
 from pyro_armed.diagnostics._sbc import SBC, sbc
 from pyro_armed.diagnostics._variance import icc
 
 __all__ = [
     "SBC",
+    "Importance",
     "adversary",
     "calibration",
     "convergence",
     "group_check",
     "group_log_likelihood",
     "icc",
+    "importance",
     "khat",
+    "leakage",
     "loo_group",
     "r_hat",
     "sbc",

@@ -13,8 +13,8 @@ from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
 from pyro_armed.batch import Batch
-from pyro_armed.design import Encoded
 from pyro_armed.diagnostics._access import fitted
+from pyro_armed.diagnostics._rows import encoded_rows
 from pyro_armed.errors import ArgumentError
 from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule
@@ -85,7 +85,7 @@ def icc(model: Any, data: Any = None, *, draws: int = _DRAWS) -> pd.DataFrame:
         raise ArgumentError("icc needs a response with one linear predictor; a categorical one has several.")
     if not spec.mu.blocks:
         raise ArgumentError("icc needs group effects; add '(1 | group)' to the formula.")
-    encoded = _rows(model, data)
+    encoded = encoded_rows(model, data)
     posterior = model._fitted()
     each = min(posterior.n_draws, -(-draws // len(posterior.chains)))
     parts: dict[tuple[str, str], list[np.ndarray]] = {}
@@ -101,16 +101,6 @@ def icc(model: Any, data: Any = None, *, draws: int = _DRAWS) -> pd.DataFrame:
                     (group, scale, values.mean(), values.std(ddof=1), *np.quantile(values, [0.05, 0.5, 0.95]))
                 )
     return pd.DataFrame(rows, columns=["group", "scale", "mean", "sd", "q5", "q50", "q95"])
-
-
-def _rows(model: Any, data: Any) -> Encoded:
-    if data is not None:
-        encoded: Encoded = model._encode(data, None)
-        return encoded
-    if model._training is None:
-        raise ArgumentError("data is needed: a loaded model does not have its training rows.")
-    training: Encoded = model._training
-    return training
 
 
 @torch.no_grad()
