@@ -242,8 +242,9 @@ def _factors(model: Any, factors: str | Sequence[str] | None) -> list[str]:
 
 def _response(spec: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """What the classifier sees of the response, and the strata within which groups are permuted."""
-    y = batch.response if batch.trials is None else batch.response / batch.trials  # type: ignore[operator]
+    y: Any = batch.response
     if spec.family.response in CLASSES:
-        return label_columns(y, len(spec.levels) or None).cpu(), y.long().cpu()  # type: ignore[arg-type,union-attr]
-    edges = torch.quantile(y, torch.linspace(0, 1, _BINS + 1, dtype=y.dtype)[1:-1])  # type: ignore[arg-type,union-attr]
-    return y[:, None].cpu(), torch.bucketize(y, edges).cpu()  # type: ignore[index,arg-type]
+        return label_columns(y, len(spec.levels) or None).cpu(), y.long().cpu()
+    y = y if batch.trials is None else y / batch.trials
+    edges = torch.quantile(y, torch.linspace(0, 1, _BINS + 1, dtype=y.dtype)[1:-1])
+    return y[:, None].cpu(), torch.bucketize(y, edges).cpu()
