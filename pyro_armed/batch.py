@@ -90,6 +90,32 @@ class Batch:
         """
         return replace(self.map(lambda tensor: tensor[rows]), size=len(rows), rows=rows)
 
+    def joined(self, other: Batch) -> Batch:
+        """These rows and then another batch's, as a data set of their own.
+
+        Parameters
+        ----------
+        other : Batch
+            Rows of the same model. Where only one of the two has weights, the other's are one.
+
+        Returns
+        -------
+        Batch
+        """
+        size = self.size + other.size
+        changed: dict[str, Any] = {"size": size, "n_rows": size, "rows": None}
+        for item in fields(self):
+            first, second = getattr(self, item.name), getattr(other, item.name)
+            if item.name == "weights" and (first is None) != (second is None):
+                given = first if second is None else second
+                first = given.new_ones(self.size) if first is None else first
+                second = given.new_ones(other.size) if second is None else second
+            if isinstance(first, Tensor) and item.name != "rows":
+                changed[item.name] = torch.cat([first, second.to(first.dtype)])
+            elif isinstance(first, dict):
+                changed[item.name] = {key: torch.cat([part, second[key]]) for key, part in first.items()}
+        return replace(self, **changed)
+
     def without_response(self) -> Batch:
         """The rows as a predictive model sees them."""
         return replace(self, response=None)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +63,8 @@ class GroupConditional(GroupGaussian):
         The network's features and output for these rows.
     sizes : mapping of str to int, optional
         Number of groups of each factor where it is not that of training (new groups).
+    only : sequence of str, optional
+        The grouping factors whose effects are meant; None: all.
     """
 
     def __init__(
@@ -71,8 +73,9 @@ class GroupConditional(GroupGaussian):
         batch: Batch,
         hidden: Hidden = None,
         sizes: Mapping[str, int] | None = None,
+        only: Sequence[str] | None = None,
     ):
-        super().__init__(module, batch, hidden, sizes)
+        super().__init__(module, batch, hidden, sizes, only)
         spec = module.spec
         self.parameters = [p.parameter for p in spec.predictors if p.blocks]
         self.columns = {p: self._outputs(p) for p in self.parameters}

@@ -8,7 +8,7 @@ dense, as in Bates et al. (2015, lme4).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +62,8 @@ class GroupGaussian:
         The network's features and output for these rows.
     sizes : mapping of str to int, optional
         Number of groups of each factor where it is not that of training (new groups).
+    only : sequence of str, optional
+        The grouping factors whose effects are meant; None: all.
 
     Attributes
     ----------
@@ -77,11 +79,13 @@ class GroupGaussian:
         batch: Batch,
         hidden: Hidden = None,
         sizes: Mapping[str, int] | None = None,
+        only: Sequence[str] | None = None,
     ):
         self.module, self.batch, self.hidden = module, batch, hidden
         spec = module.spec
         counts = {group.name: (sizes or {}).get(group.name, group.size) for group in spec.groups}
         names = [group.name for group in spec.groups if any(b.group == group.name for b in spec.blocks)]
+        names = names if only is None else [name for name in names if name in only]
         self.blocks = {name: [b for b in spec.blocks if b.group == name] for name in names}
         self.widths = {name: sum(self._width(b) for b in self.blocks[name]) for name in names}
         self.groups = sorted(names, key=lambda name: -counts[name] * self.widths[name])

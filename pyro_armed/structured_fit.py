@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from tqdm.auto import tqdm
 
+from pyro_armed.effect_draws import choose_effects
 from pyro_armed.gaussian_conditional import GaussianConditional
 from pyro_armed.importance import KHAT_LIMIT, effective_size, pareto_smooth, systematic_resample
 from pyro_armed.proposals import Proposal, defensive_proposal
@@ -34,7 +35,6 @@ __all__ = ["GlobalDraws", "StructuredFit", "correct_globals", "draw_effects", "f
 _ELEMENTS = 400_000
 _PARTICLES = 8
 _WINDOW = 25
-_SPREAD = 1.3
 _FEWEST_STEPS = 4 * _WINDOW
 # Row-effects that may be evaluated in SVI steps, and in importance weights.
 _STEP_BUDGET, _WEIGHT_BUDGET = 20_000_000, 60_000_000
@@ -422,38 +422,9 @@ def draw_effects(
         if conditional.groups:
             problem = conditional.problem(values)
             effects = conditional.solve(problem, guide.start_at(part))
-            z, ratio = _choose(guide, problem, effects, candidates, generator)
+            z, ratio = choose_effects(conditional, problem, effects, candidates, generator)
             values = {**values, **conditional.effects(values, z)}
             ratios.append(ratio)
         parts.append(values)
     joined = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
     return joined, torch.cat(ratios) if ratios else theta.new_empty(len(theta), 0)
-
-
-def _choose(guide, problem, effects, candidates, generator):  # type: ignore[no-untyped-def]
-    """One draw of z for each group, and the log ratios of the first candidates."""
-    conditional = guide.conditional
-
-    def noise() -> list[Tensor]:
-        return [torch.randn(m.shape, generator=generator, dtype=m.dtype) for m in effects.mean]
-
-    z = conditional.draw(effects, noise())
-    if len(conditional.groups) > 1 or isinstance(conditional, GaussianConditional):
-        return z, z[0].new_empty(z[0].shape[0], 0)
-    ratio = conditional.by_group(problem, z) - conditional.density_by_group(effects, z)
-    kept, best = z[0], ratio + _gumbel(ratio, generator)
-    for _ in range(candidates - 1):
-        # Wider than the Gaussian, which a skewed conditional leaves on one side.
-        narrow = conditional.draw(effects, noise())
-        other = [mean + _SPREAD * (part - mean) for mean, part in zip(effects.mean, narrow, strict=True)]
-        weight = conditional.by_group(problem, other) - conditional.density_by_group(effects, narrow)
-        weight = weight + narrow[0].shape[-1] * math.log(_SPREAD)
-        key = weight + _gumbel(weight, generator)
-        kept = torch.where((key > best).unsqueeze(-1), other[0], kept)
-        best = torch.maximum(best, key)
-    return [kept], ratio
-
-
-def _gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
-    uniform = torch.rand(like.shape, generator=generator, dtype=like.dtype).clamp_min(1e-300)
-    return -torch.log(-torch.log(uniform))

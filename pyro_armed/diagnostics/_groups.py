@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +18,10 @@ from pyro_armed.diagnostics._access import dataset_of, fitted
 from pyro_armed.errors import ArgumentError
 from pyro_armed.export import variable_name
 from pyro_armed.gaussian_conditional import has_gaussian_conditional
-from pyro_armed.group_gaussian import Effects, Hidden
+from pyro_armed.group_gaussian import Effects
 from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule, group_plate
+from pyro_armed.partial_conditional import PartialConditional
 from pyro_armed.posterior import Chain
 
 __all__ = ["group_log_likelihood", "likelihood_of_chain", "only_group"]
@@ -99,7 +98,9 @@ def likelihood_of_chain(chain: Chain, batch: Batch, group: str) -> np.ndarray:
     module = chain.module
     with local_parameters():
         hidden = module.eval().hidden(batch)
-    conditional = OneFactor(module, batch, hidden, group)
+    # All other factors' effects are given.
+    everyone = torch.arange(module.spec.group(group).size)
+    conditional = PartialConditional(module, batch, hidden, {group: everyone})
     width = conditional.widths[group]
     order = 1 if has_gaussian_conditional(module) else _NODES.get(width, 1)
     size = max(1, _ELEMENTS // max(1, batch.size * width * max(width, 2) * conditional.n_columns))
@@ -108,29 +109,6 @@ def likelihood_of_chain(chain: Chain, batch: Batch, group: str) -> np.ndarray:
         problem = conditional.problem(values)
         parts.append(integrated(conditional, problem, conditional.solve(problem), order))
     return torch.cat(parts).double().cpu().numpy()
-
-
-class OneFactor(GroupConditional):
-    """The effects of one grouping factor given all else, the effects of other factors included."""
-
-    def __init__(self, module: MixedEffectsModule, batch: Batch, hidden: Hidden, group: str):
-        super().__init__(module, batch, hidden)
-        self.groups = [group]
-
-    def problem(self, values: Mapping[str, Tensor]) -> Problem:
-        """The density of z of this factor at draws (S, 1, ...) of all else."""
-        problem = super().problem(values)
-        spec = self.module.spec
-        if len({block.group for block in spec.blocks}) == 1:
-            return problem
-        columns = []
-        for parameter in self.parameters:
-            total = torch.zeros_like(problem.fixed[parameter])
-            for block in spec.predictor(parameter).blocks:
-                if block.group != self.groups[0]:
-                    total = total + self.module.block_contribution(block, values, self.batch, self.hidden)
-            columns.append(self._as_columns(total, parameter).expand(problem.base.shape[0], -1, -1))
-        return replace(problem, base=problem.base + torch.cat(columns, dim=-1))
 
 
 def integrated(conditional: GroupConditional, problem: Problem, effects: Effects, order: int) -> Tensor:

@@ -9,6 +9,7 @@ groups alike ``received``. List the name in `MODES`. A mode without settings goe
 `mode_of` takes it by name; one with settings is made where those are at hand, in ``ARMED._mode``.
 """
 
+from pyro_armed.new_groups._adapt import Adapt
 from pyro_armed.new_groups._modes import (
     MODES,
     Marginal,
@@ -23,6 +24,7 @@ from pyro_armed.new_groups._modes import (
 
 __all__ = [
     "MODES",
+    "Adapt",
     "Marginal",
     "Mode",
     "Population",

@@ -26,7 +26,7 @@ __all__ = [
     "row_modes",
 ]
 
-MODES = ("error", "population", "marginal")
+MODES = ("error", "population", "marginal", "adapt")
 SEEN = "seen"
 
 
@@ -157,6 +157,8 @@ def mode_of(mode: str | Mode) -> Mode:
     if isinstance(mode, Mode):
         return mode
     if mode not in _PLAIN:
+        if mode in MODES:
+            raise ArgumentError(f"new_groups={mode!r} needs more than its name; see `ARMED.predict`.")
         raise ArgumentError(f"new_groups={mode!r} is not one of {', '.join(map(repr, MODES))}.")
     return _PLAIN[mode]()
 
