@@ -10,7 +10,6 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any, Self
 
-import numpy as np
 import pandas as pd
 from torch.distributions import Distribution
 
@@ -29,15 +28,15 @@ from pyro_armed.export import build_idata, prediction_idata, prior_idata
 from pyro_armed.families import Family
 from pyro_armed.inference import InferenceSettings, Ingredients, infer
 from pyro_armed.module import MixedEffectsModule
-from pyro_armed.new_groups import Mode, mode_of
+from pyro_armed.new_groups import Adapt, Mode, mode_of
+from pyro_armed.new_rows import encode_rows, encode_support, weights_column
 from pyro_armed.posterior import Posterior
 from pyro_armed.predict import predict_draws
 from pyro_armed.report import describe_model, render_graph
 from pyro_armed.summary import Summary, summarize
+from pyro_armed.updating import update_effects
 
 __all__ = ["ARMED", "load"]
-
-_WEIGHTS = "__weights__"
 
 
 class ARMED:
@@ -92,6 +91,8 @@ class ARMED:
     [8]
     """
 
+    _added: Encoded | None = None  # rows of updates
+
     def __init__(
         self,
         formula: str | Sequence[str],
@@ -130,7 +131,7 @@ class ARMED:
             "last_layer": last_layer,
             "fixed_effects_weight": fixed_effects_weight,
         }
-        data, weights = _weights_column(data, weights)
+        data, weights = weights_column(data, weights)
         design = FormulaDesign(
             formulas,
             data,
@@ -381,6 +382,7 @@ class ARMED:
             attributes={"formula": self.formula, **posterior.attributes},
         )
         self._posterior, self._module, self._guide = posterior, result.module, result.guide
+        self._added = None
         self._idata = idata
         posterior.attributes["verdict"] = record_verdict(idata)
         if words := record_adversary(idata):
@@ -437,7 +439,10 @@ class ARMED:
         data: Any,
         *,
         groups: Mapping[str, Any] | None = None,
+        offset: Any = None,
+        trials: Any = None,
         new_groups: str = "error",
+        support: Any = None,
         kind: str = "mean",
         draws: int | None = None,
         intervals: str | None = None,
@@ -452,11 +457,17 @@ class ARMED:
         ----------
         data : pandas.DataFrame or array-like
             New rows; for a model from arrays the inputs x.
-        groups : mapping of str to array-like, optional
+        groups : mapping of str to array-like, shape (N,), optional
             Group labels, for a model from arrays.
-        new_groups : {"error", "population", "marginal"}
-            What to do with groups that training did not have: refuse them, take the average group, or draw
-            their effects from Normal(0, Sigma), one draw shared by all of a group's rows.
+        offset, trials : array-like, shape (N,), optional
+            As in training, for a model from arrays.
+        new_groups : {"error", "population", "marginal", "adapt"}
+            What to do with groups that training did not have: refuse them, take the average group, draw
+            their effects from Normal(0, Sigma), one draw shared by all of a group's rows, or draw them given
+            the group's rows in ``support``. Groups without such rows then get ``"marginal"``.
+        support : pandas.DataFrame, tuple or mapping, optional
+            Labelled rows of new groups, for ``"adapt"``: a data frame like that of training; for a model from
+            arrays ``(x, y, groups)``, or a dictionary of these, ``weights``, ``offset`` and ``trials``.
         kind : {"mean", "response", "linear"}
             Expected response, drawn responses, or the linear predictor.
         draws : int, optional
@@ -489,13 +500,35 @@ class ARMED:
         ------
         UnseenGroupError
             For new labels under ``new_groups="error"``.
+        ArgumentError
+            For unknown modes and kinds, ``"adapt"`` without support, support of groups that training had.
+        DataError
+            For rows that cannot be used.
         NotFittedError
             Before `fit`.
+
+        Notes
+        -----
+        ``"adapt"`` draws a group's effects from p(u | theta, support) for each posterior draw theta of
+        everything else, network included, which stays as it is: exact for a Gaussian response; for others the
+        structured guide's conditional, corrected by importance weights and slice sampling.
+
+        Examples
+        --------
+        >>> import pyro_armed as pa
+        >>> data = pa.simulate.mixed_model(8, 20, seed=0)
+        >>> model = pa.ARMED("y ~ x1 + (1 | group)", data.frame)
+        >>> _ = model.fit(restarts=1, draws=100, seed=0, progressbar=False)
+        >>> new = data.new_groups(2, rows_per_group=5, seed=0).frame
+        >>> labelled = new[new["group"] == new["group"].iloc[0]]
+        >>> predicted = model.predict(new, new_groups="adapt", support=labelled)["predictions"]
+        >>> [str(mode) for mode in predicted["new_groups"].values[[0, -1]]]
+        ['adapt', 'marginal']
         """
         posterior = self._fitted()
-        encoded = self._encode(data, groups, unseen_levels=unseen_levels)
-        mode = self._mode(new_groups)
-        known = self._calibration(intervals, calibration, unseen_levels)
+        encoded = self._encode(data, groups, offset=offset, trials=trials, unseen_levels=unseen_levels)
+        mode = self._mode(new_groups, support)
+        known = self._calibration(intervals, calibration, mode, unseen_levels)
         values = predict_draws(posterior, encoded, mode, kind=kind, seed=seed, draws=draws)
         regions, how = None, {}
         if intervals is not None:
@@ -511,7 +544,11 @@ class ARMED:
         y: Any = None,
         *,
         groups: Mapping[str, Any] | None = None,
+        weights: Any = None,
+        offset: Any = None,
+        trials: Any = None,
         new_groups: str = "error",
+        support: Any = None,
         unseen_levels: str = "error",
         seed: int = 0,
     ) -> pd.DataFrame:
@@ -523,8 +560,10 @@ class ARMED:
             Rows with their response; for a model from arrays the inputs x.
         y : array-like, optional
             Responses, for a model from arrays.
-        groups, new_groups, unseen_levels, seed
-            As for `predict`.
+        weights : array-like, shape (N,), optional
+            Row weights, for a model from arrays.
+        groups, offset, trials, new_groups, support, unseen_levels, seed
+            As for `predict`. Rows in ``support`` are not scored unless they are in ``data`` too.
 
         Returns
         -------
@@ -532,8 +571,85 @@ class ARMED:
             Columns ``metric``, ``value``, ``se``. See `pyro_armed.evaluation.evaluate`.
         """
         posterior = self._fitted()
-        encoded = self._encode(data, groups, y, response=True, unseen_levels=unseen_levels)
-        return evaluate(posterior, encoded, self._mode(new_groups), seed=seed)
+        beside = {"weights": weights, "offset": offset, "trials": trials}
+        encoded = self._encode(data, groups, y, response=True, unseen_levels=unseen_levels, **beside)
+        return evaluate(posterior, encoded, self._mode(new_groups, support), seed=seed)
+
+    def update(
+        self,
+        data: Any,
+        y: Any = None,
+        *,
+        groups: Mapping[str, Any] | None = None,
+        weights: Any = None,
+        offset: Any = None,
+        trials: Any = None,
+        seed: int = 0,
+    ) -> Self:
+        """Take in more rows of known groups without fitting again.
+
+        The effects of the groups in these rows are drawn anew, in place, given all rows of these groups: of
+        training, of earlier updates and the new ones. Everything else stays as `fit` left it, conditioned
+        on the training rows only: the network, the global variables, the effects of other groups. Make a new
+        model to have them learn from the new rows too.
+
+        Parameters
+        ----------
+        data : pandas.DataFrame or array-like
+            Rows with their response; for a model from arrays the inputs x.
+        y : array-like, optional
+            Responses, for a model from arrays.
+        groups, weights, offset, trials
+            As in training, for a model from arrays.
+        seed : int
+            The same seed gives the same numbers.
+
+        Returns
+        -------
+        ARMED
+            The model itself. ``.idata`` has the new effects and rows; its attribute ``updated_rows`` counts
+            the rows that all updates have brought.
+
+        Raises
+        ------
+        UnseenGroupError
+            For groups that training did not have; see ``new_groups="adapt"`` of `predict`.
+        ArgumentError, DataError
+            For a model without group effects, and rows that cannot be used.
+        NotFittedError
+            Before `fit`, and for a model from a file, which has no training rows. Update before saving.
+
+        Examples
+        --------
+        >>> import pyro_armed as pa
+        >>> data = pa.simulate.mixed_model(8, 20, seed=0)
+        >>> model = pa.ARMED("y ~ x1 + (1 | group)", data.frame[5:])
+        >>> _ = model.fit(restarts=1, draws=100, seed=0, progressbar=False)
+        >>> model.update(data.frame[:5]).idata.attrs["updated_rows"]
+        5
+        """
+        posterior = self._fitted()
+        if self._training is None:
+            raise NotFittedError(
+                "A model from a file has no training rows, which update() needs; update before saving, or "
+                "make a new ARMED."
+            )
+        beside = {"weights": weights, "offset": offset, "trials": trials}
+        encoded = self._encode(data, groups, y, response=True, **beside)
+        known = self._training if self._added is None else self._training.joined(self._added)
+        updated = update_effects(self.spec, posterior, known.batch, encoded, seed=seed)
+        rows, omitted = known.joined(encoded), self._idata.attrs.get("omitted_groups", "")
+        self._idata = build_idata(
+            updated,
+            rows.batch,
+            index=rows.index.tolist(),
+            seed=seed,
+            log_likelihood=False if "log_likelihood" in omitted else "auto",
+            attributes={"formula": self.formula, **updated.attributes},
+        )
+        self._added = encoded if self._added is None else self._added.joined(encoded)
+        self._posterior = updated
+        return self
 
     def summary(self, *, effects: bool = False) -> Summary:
         """Estimates, intervals, R-hat, and sentences where something is off.
@@ -643,7 +759,9 @@ class ARMED:
             raise NotFittedError("The model has no posterior yet: call fit() first.")
         return self._posterior
 
-    def _calibration(self, intervals: str | None, calibration: Any, unseen_levels: str) -> Encoded | None:
+    def _calibration(
+        self, intervals: str | None, calibration: Any, mode: Mode, unseen_levels: str
+    ) -> Encoded | None:
         """The calibration rows that ``intervals`` needs."""
         if intervals is not None and intervals not in INTERVALS:
             raise ArgumentError(f"intervals={intervals!r} is not one of {', '.join(map(repr, INTERVALS))}.")
@@ -663,26 +781,28 @@ class ARMED:
             if not isinstance(calibration, tuple) or len(calibration) != 3:
                 raise ArgumentError("calibration= must be (x, y, groups) for a model from arrays.")
             x, y, groups = calibration
-        return self._encode(x, groups, y, response=True, unseen_levels=unseen_levels)
+        encoded = self._encode(x, groups, y, response=True, unseen_levels=unseen_levels)
+        if any(mode.name != received for some in mode.received(encoded).values() for received in some):
+            raise ArgumentError(
+                f"calibration= has groups that new_groups={mode.name!r} does not apply to; intervals are "
+                "calibrated on groups treated alike: give rows of each of them in support=, not in calibration=."
+            )
+        return encoded
 
-    def _mode(self, new_groups: str) -> Mode:
-        """What the ``new_groups`` argument asks for."""
+    def _mode(self, new_groups: str, support: Any) -> Mode:
+        """What the arguments about new groups ask for."""
+        if new_groups == Adapt.name:
+            if support is None:
+                raise ArgumentError(
+                    "new_groups='adapt' needs support=..., rows of the new groups with their response."
+                )
+            return Adapt(self.spec, encode_support(self._design, support))
+        if support is not None:
+            raise ArgumentError(f"support= is for new_groups='adapt', not for {new_groups!r}.")
         return mode_of(new_groups)
 
-    def _encode(
-        self, data: Any, groups: Any, y: Any = None, *, response: bool = False, unseen_levels: str = "error"
-    ) -> Encoded:
-        if isinstance(self._design, FormulaDesign):
-            if groups is not None or y is not None:
-                raise ArgumentError(
-                    "groups= and y= are for models from arrays; a formula reads both from the data frame."
-                )
-            if response and self._design.weights == _WEIGHTS and isinstance(data, pd.DataFrame):
-                data = data.assign(**{_WEIGHTS: 1.0})  # weights were given as numbers: new rows have none
-            return self._design.encode(data, response=response, unseen_levels=unseen_levels)
-        if response and y is None:
-            raise ArgumentError("A model from arrays needs the responses: evaluate(x, y, groups=...).")
-        return self._design.encode(data, groups, y)
+    def _encode(self, data: Any, groups: Any = None, y: Any = None, **options: Any) -> Encoded:
+        return encode_rows(self._design, data, y, groups=groups, **options)
 
 
 def load(
@@ -745,22 +865,3 @@ def _auxiliary_weight(value: Any) -> float:
     if not 0.0 <= number < math.inf:
         raise ArgumentError(f"fixed_effects_weight={value!r} must be a number of at least 0.")
     return number
-
-
-def _weights_column(data: Any, weights: Any) -> tuple[Any, str | None]:
-    if weights is None or isinstance(weights, str):
-        return data, weights
-    try:
-        values = np.asarray(weights, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(
-            f"weights must be the name of a column, or one number per row: {error}."
-        ) from error
-    if not isinstance(data, pd.DataFrame) or values.shape != (len(data),):
-        rows = len(data) if hasattr(data, "__len__") else "?"
-        raise ArgumentError(
-            f"weights has shape {values.shape}; the data have {rows} rows: give one weight per row."
-        )
-    if (values < 0).any() or np.isinf(values).any():
-        raise ArgumentError("weights must be finite numbers, zero or more.")
-    return data.assign(**{_WEIGHTS: values}), _WEIGHTS

@@ -18,6 +18,9 @@ from pyro_armed.group_gaussian import Effects
 __all__ = ["choose_effects", "slice_sample"]
 
 _SPREAD = 1.3
+# Of the ellipses: tails heavier than the Gaussian's are left slowly without. Of 1, 1.3, 1.6 and 2 times the
+# sd, the prior's ellipses and Student's, 1.6 came nearest to a half-normal posterior in five steps.
+_SLICE_SPREAD = 1.6
 _SHRINKAGES = 30
 
 
@@ -53,7 +56,7 @@ def choose_effects(
     for _ in range(candidates - 1):
         # Wider than the Gaussian, which a skewed conditional leaves on one side.
         narrow = conditional.draw(effects, _noise(effects, generator))
-        other = [mean + _SPREAD * (part - mean) for mean, part in zip(effects.mean, narrow, strict=True)]
+        other = _around(effects, narrow, _SPREAD)
         weight = conditional.by_group(problem, other) - conditional.density_by_group(effects, narrow)
         weight = weight + narrow[0].shape[-1] * math.log(_SPREAD)
         key = weight + _gumbel(weight, generator)
@@ -86,7 +89,8 @@ def slice_sample(
     """
     height = _log_ratio(conditional, problem, effects, z)
     for _ in range(steps):
-        other = conditional.draw(effects, _noise(effects, generator))
+        narrow = conditional.draw(effects, _noise(effects, generator))
+        other = _around(effects, narrow, _SLICE_SPREAD)
         level = height + _uniform(height, generator).log()
         angle = 2 * math.pi * _uniform(height, generator)
         low, high = angle - 2 * math.pi, angle
@@ -115,12 +119,18 @@ def _on_ellipse(effects: Effects, z: list[Tensor], other: list[Tensor], angle: T
     ]
 
 
+def _around(effects: Effects, z: list[Tensor], factor: float) -> list[Tensor]:
+    """Points as many times as far from the Gaussian's mean."""
+    return [mean + factor * (part - mean) for mean, part in zip(effects.mean, z, strict=True)]
+
+
 def _log_ratio(conditional: Any, problem: Any, effects: Effects, z: list[Tensor]) -> Tensor:
-    """Log ratio of conditional and Gaussian: (S, C) for one grouping factor, (S, 1) for crossed ones."""
+    """Log ratio of conditional and widened Gaussian: (S, C) for one factor, (S, 1) for crossed ones."""
+    narrow = _around(effects, z, 1 / _SLICE_SPREAD)
     if len(conditional.groups) == 1:
-        ratio: Tensor = conditional.by_group(problem, z) - conditional.density_by_group(effects, z)
+        ratio: Tensor = conditional.by_group(problem, z) - conditional.density_by_group(effects, narrow)
         return ratio
-    return (conditional.joint(problem, z) - conditional.log_density(effects, z)).unsqueeze(-1)
+    return (conditional.joint(problem, z) - conditional.log_density(effects, narrow)).unsqueeze(-1)
 
 
 def _noise(effects: Effects, generator: torch.Generator) -> list[Tensor]:

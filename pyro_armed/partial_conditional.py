@@ -49,9 +49,7 @@ class PartialConditional(GroupConditional):
         other groups too, one further group without rows' influence stands for these.
     """
 
-    def __init__(
-        self, module: MixedEffectsModule, batch: Batch, hidden: Hidden, free: Mapping[str, Tensor]
-    ):
+    def __init__(self, module: MixedEffectsModule, batch: Batch, hidden: Hidden, free: Mapping[str, Tensor]):
         self.free = {name: codes for name, codes in free.items() if len(codes)}
         self._given = batch
         self._is_free: dict[str, Tensor] = {}
@@ -90,9 +88,7 @@ class PartialConditional(GroupConditional):
         if free is None:
             return self.module.block_contribution(block, values, self._given, self.hidden)
         codes = {**self._given.codes, block.group: self._given.codes[block.group].masked_fill(free, 0)}
-        given = self.module.block_contribution(
-            block, values, replace(self._given, codes=codes), self.hidden
-        )
+        given = self.module.block_contribution(block, values, replace(self._given, codes=codes), self.hidden)
         kept = (~free).to(given.dtype)
         return given * (kept.unsqueeze(-1) if self._outputs(block.parameter) > 1 else kept)
 

@@ -109,11 +109,11 @@ def extended_chains(
     """
     mode = mode_of(mode)
     mode.check(encoded)
-    generator = generator_for(seed, "new groups")
     chains = []
-    for chain in posterior.chains:
+    for position, chain in enumerate(posterior.chains):
         if (kept := _thinned(chain, draws)) is not None:
             chain = Chain(chain.module, {name: value[kept] for name, value in chain.values.items()})
+        generator = generator_for(seed, "new groups", position)
         chains.append(extend_chain(chain, encoded, mode, generator))
     return chains
 
@@ -185,6 +185,7 @@ def predict_draws(
     Returns
     -------
     Tensor, shape (chains, S, N) or (chains, S, N, K)
+        All that is held: everything else is made for some draws at a time.
 
     Raises
     ------
@@ -193,11 +194,15 @@ def predict_draws(
     """
     if kind not in KINDS:
         raise ArgumentError(f"kind={kind!r} is not one of {', '.join(map(repr, KINDS))}.")
-    chains: list[list[Tensor]] = [[] for _ in posterior.chains]
+    shape = (len(posterior.chains), posterior.n_draws if draws is None else draws)
+    filled: Tensor | None = None
     with seeded(stream(seed, "responses")):
         for part in evaluated_chunks(posterior, encoded, mode, seed=seed, draws=draws):
-            chains[part.chain].append(_prediction(part, encoded, kind))
-    return torch.stack([torch.cat(parts) for parts in chains])
+            predicted = _prediction(part, encoded, kind)
+            if filled is None:
+                filled = predicted.new_empty(*shape, *predicted.shape[1:])
+            filled[part.chain, part.start : part.start + len(predicted)] = predicted
+    return filled  # type: ignore[return-value]
 
 
 def _prediction(part: Evaluated, encoded: Encoded, kind: str) -> Tensor:

@@ -1,6 +1,7 @@
 """Rows as tensors: selection, movement, and shuffles that cover the data."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,3 +97,22 @@ def test_the_generator_decides():
 
     assert order(1) == order(1)
     assert order(1) != order(2)
+
+
+def test_joined_rows_are_a_data_set_of_their_own():
+    first = Batch(
+        2, 9, columns={"mu": torch.ones(2, 3)}, codes={"g": torch.tensor([0, 4])}, rows=torch.arange(2)
+    )
+    first = replace(first, inputs=torch.zeros(2, 1), response=torch.tensor([1.0, 2.0]))
+    second = Batch(1, 1, columns={"mu": torch.zeros(1, 3)}, codes={"g": torch.tensor([4])})
+    inputs = torch.ones(1, 1, dtype=torch.float64)
+    second = replace(second, inputs=inputs, response=torch.tensor([3.0]), weights=torch.tensor([2.0]))
+    joined = first.joined(second)
+    assert (joined.size, joined.n_rows, joined.rows) == (3, 3, None)
+    assert joined.columns["mu"].sum(1).tolist() == [3, 3, 0]
+    assert joined.codes["g"].tolist() == [0, 4, 4]
+    assert joined.inputs.dtype == torch.float32
+    assert joined.response.tolist() == [1, 2, 3]
+    assert joined.weights.tolist() == [1, 1, 2]
+    assert second.joined(first).weights.tolist() == [2, 1, 1]
+    assert joined.trials is None

@@ -160,6 +160,21 @@ def test_predictions_are_the_librarys(files, capsys, mode):
     np.testing.assert_allclose(table[["q05", "q50", "q95"]].to_numpy().T, quantiles, rtol=1e-6)
 
 
+def test_support_adapts_new_groups(files, capsys):
+    rows = pd.read_csv(files / "rows.csv")
+    labelled = rows[rows["group"] == "new"]
+    labelled.to_csv(files / "labelled.csv", index=False)
+    how = ("--new-groups", "adapt", "--support", files / "labelled.csv")
+    call = (files / "m.armed", files / "rows.csv", *how, "--out")
+    assert run(capsys, "predict", *call, files / "adapted.csv")[0] == 0
+    expected = pa.load(files / "m.armed").predict(rows, new_groups="adapt", support=labelled)
+    table = pd.read_csv(files / "adapted.csv")
+    np.testing.assert_allclose(table["mean"], expected["predictions"]["y"].mean(("chain", "draw")), rtol=1e-6)
+    assert run(capsys, "evaluate", *call, files / "scores.csv")[0] == 0
+    scores = pa.load(files / "m.armed").evaluate(rows, new_groups="adapt", support=labelled)
+    np.testing.assert_allclose(pd.read_csv(files / "scores.csv")["value"], scores["value"], rtol=1e-6)
+
+
 def test_kind_and_draws_are_passed_on(files, capsys):
     seen = files / "seen.csv"
     pd.read_csv(files / "rows.csv").head(4).to_csv(seen, index=False)

@@ -43,6 +43,27 @@ def reported(model, chain, draw):
 # --- the likelihood of a group -----------------------------------------------------------------------------
 
 
+def test_groups_of_the_smaller_factor_beside_one_with_three_effects():
+    data = frame()
+    model = made("y ~ x + (1 + z + w | g) + (1 | h)")
+    found = diagnostics.group_log_likelihood(model, "h")["y"].to_numpy()
+    value = reported(model, 1, 3)
+    effects = np.stack([value["1|g"], value["z|g"], value["w|g"]], -1)
+    own = effects[data["g"].str[1:].astype(int)]
+    mean = (
+        value["Intercept"]
+        + value["x"] * data["x"]
+        + own[:, 0]
+        + own[:, 1] * data["z"]
+        + own[:, 2] * data["w"]
+    )
+    for c in range(3):
+        rows = (data["h"] == f"h{c}").to_numpy()
+        cov = value["1|h_sigma"] ** 2 + value["sigma"] ** 2 * np.eye(rows.sum())
+        expected = stats.multivariate_normal(mean[rows], cov).logpdf(data["y"][rows])
+        assert found[1, 3, c] == pytest.approx(expected)
+
+
 def test_gaussian_groups_are_multivariate_normal():
     data = frame()
     model = made("y ~ x + (1 + z | g)")

@@ -32,6 +32,7 @@ LAYERS = [
     "predictors",
     "design",
     "arrays",
+    "new_rows",
     "networks",
     "adversary",
     "local",

@@ -177,7 +177,12 @@ def _predict(options: argparse.Namespace) -> None:
     check_writable(options.out, SUFFIXES)
     model, frame = _load_both(options)
     predicted = model.predict(
-        frame, new_groups=options.new_groups, kind=options.kind, draws=options.draws, seed=options.seed
+        frame,
+        new_groups=options.new_groups,
+        support=_support(options, model),
+        kind=options.kind,
+        draws=options.draws,
+        seed=options.seed,
     )
     write_table(options.out, prediction_table(predicted))
     if not options.quiet:
@@ -232,7 +237,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.out is not None:
         check_writable(options.out, SUFFIXES)
     model, frame = _load_both(options)
-    scores = model.evaluate(frame, new_groups=options.new_groups, seed=options.seed)
+    support = _support(options, model)
+    scores = model.evaluate(frame, new_groups=options.new_groups, support=support, seed=options.seed)
     if options.out is not None:
         write_table(options.out, scores)
     say(table_text(scores, digits=4))
@@ -244,6 +250,12 @@ def _load_both(options: argparse.Namespace) -> tuple[ARMED, pd.DataFrame]:
         raise ArgumentError(f"There is no model file '{options.model}'.")
     model = load(options.model)
     return model, read_table(options.data, model.formula, model.spec.groups)
+
+
+def _support(options: argparse.Namespace, model: ARMED) -> pd.DataFrame | None:
+    if options.support is None:
+        return None
+    return read_table(options.support, model.formula, model.spec.groups)
 
 
 def _subcommand(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:
@@ -265,7 +277,13 @@ def _model_and_data(parser: argparse.ArgumentParser, what: str) -> None:
         default="error",
         choices=MODES,
         help="groups that training did not have: error refuses them, population takes the average group, "
-        "marginal draws their effects (%(default)s)",
+        "marginal draws their effects, adapt draws them given the rows of --support (%(default)s)",
+    )
+    parser.add_argument(
+        "--support",
+        type=Path,
+        metavar="FILE",
+        help="rows of new groups with their response, .csv or .parquet, for --new-groups adapt",
     )
 
 

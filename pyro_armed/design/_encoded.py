@@ -46,6 +46,13 @@ class Encoded:
     new_groups: dict[str, list[Any]] = field(default_factory=dict)
     index: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
+    def joined(self, other: Encoded) -> Encoded:
+        """These rows and then others of known groups, whose positions are counted on from here."""
+        start = 1 + int(self.index.max(initial=-1))
+        return Encoded(
+            self.batch.joined(other.batch), self.new_groups, np.concatenate([self.index, start + other.index])
+        )
+
 
 def encode_groups(
     indices: Mapping[str, GroupIndex], labels: Mapping[str, np.ndarray]
