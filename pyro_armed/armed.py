@@ -784,8 +784,8 @@ class ARMED:
         encoded = self._encode(x, groups, y, response=True, unseen_levels=unseen_levels)
         if any(mode.name != received for some in mode.received(encoded).values() for received in some):
             raise ArgumentError(
-                f"calibration= has groups that new_groups={mode.name!r} does not apply to; intervals are "
-                "calibrated on groups treated alike: give rows of each of them in support=, not in calibration=."
+                f"calibration= has groups that new_groups={mode.name!r} does not reach, and intervals hold "
+                "for groups treated alike: move a few rows of each of these groups to support=."
             )
         return encoded
 

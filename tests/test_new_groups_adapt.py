@@ -180,3 +180,16 @@ def test_arguments_that_do_not_go_together():
         model.predict(rows, new_groups="marginal", support=rows)
     with pytest.raises(ArgumentError, match="new_groups='nearest' is not one of"):
         model.evaluate(rows, new_groups="nearest")
+
+
+def test_conformal_intervals_want_calibration_groups_adapted_too():
+    model = pa.ARMED("y ~ x + (1 | g)", frame())
+    model.fit(**QUICK, guide="mean_field", epochs=5)
+    calibration = frame(n_groups=12, seed=8).assign(g=lambda rows: "new" + rows["g"])
+    first = calibration.groupby("g").head(2)
+    rows, rest = labelled(g=["a"] * 4), calibration.drop(first.index)
+    call = {"new_groups": "adapt", "intervals": "conformal", "calibration": rest}
+    with pytest.raises(ArgumentError, match=r"calibration= has groups .*'adapt'.*to support="):
+        model.predict(rows[2:], support=rows[:2], **call)
+    found = model.predict(rows[2:], support=pd.concat([rows[:2], first]), **call)["predictions"]
+    assert (found["lower"] < found["upper"]).all()
