@@ -36,6 +36,9 @@ ARVIZ1_MODULES = {
     "test_summary",
     "test_diagnostics_groups",
     "test_diagnostics_adversary",
+    "test_diagnostics_confounding",
+    "test_diagnostics_importance",
+    "test_diagnostics_leakage",
 }
 
 

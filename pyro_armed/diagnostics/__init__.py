@@ -2,6 +2,7 @@
 
 from pyro_armed.diagnostics._adversary import adversary
 from pyro_armed.diagnostics._checks import calibration, group_check
+from pyro_armed.diagnostics._confounding import ProbeAudit, between_within, probe_audit
 from pyro_armed.diagnostics._fit import convergence, khat, r_hat
 from pyro_armed.diagnostics._groups import group_log_likelihood
 from pyro_armed.diagnostics._importance import Importance, importance
@@ -13,7 +14,9 @@ from pyro_armed.diagnostics._variance import icc
 __all__ = [
     "SBC",
     "Importance",
+    "ProbeAudit",
     "adversary",
+    "between_within",
     "calibration",
     "convergence",
     "group_check",
@@ -23,6 +26,7 @@ __all__ = [
     "khat",
     "leakage",
     "loo_group",
+    "probe_audit",
     "r_hat",
     "sbc",
 ]
