@@ -3,6 +3,7 @@
 from pyro_armed import datasets, diagnostics, families, networks, priors, simulate
 from pyro_armed.adversary import Adversary
 from pyro_armed.armed import ARMED, load
+from pyro_armed.cross_validation import cross_conformal, cross_predict, cross_validate
 from pyro_armed.effects import RandomEffects
 
 __version__ = "0.1.0"
@@ -11,6 +12,9 @@ __all__ = [
     "ARMED",
     "Adversary",
     "RandomEffects",
+    "cross_conformal",
+    "cross_predict",
+    "cross_validate",
     "datasets",
     "diagnostics",
     "families",

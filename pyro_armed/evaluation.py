@@ -42,7 +42,7 @@ class _Scores:
     squared_error: Floats
     crps: Floats
     covered: Floats  # (N, len(COVERAGES))
-    probability: Floats  # of the second outcome
+    expected: Floats  # response, or probability of the second outcome
     correct: Floats
 
 
@@ -141,8 +141,10 @@ def pointwise(
     -------
     pandas.DataFrame
         One row for each row of the data, indexed by its position there (``__obs__``): ``nlpd``;
-        ``squared_error`` of the expected response or of the probabilities (the Brier score); ``crps`` for
-        numeric responses; ``correct`` for categorical and ordinal ones; ``weight`` where rows have weights.
+        ``squared_error`` of the expected response or of the probabilities (the Brier score); ``crps`` and
+        ``covered_50``, ``covered_80``, ``covered_95`` for numeric responses; ``expected`` response, or
+        probability of the second outcome; ``correct`` for categorical and ordinal responses; ``weight`` where
+        rows have weights.
 
     Raises
     ------
@@ -151,7 +153,9 @@ def pointwise(
     """
     scores, weights = _score(posterior, encoded, mode, seed, draws)
     columns = {"nlpd": scores.nlpd, "squared_error": scores.squared_error}
-    columns |= {n: getattr(scores, n) for n in ("crps", "correct") if len(getattr(scores, n))}
+    columns |= {n: getattr(scores, n) for n in ("crps", "expected", "correct") if len(getattr(scores, n))}
+    if len(scores.covered):
+        columns |= {f"covered_{p * 100:.0f}": scores.covered[:, i] for i, p in enumerate(COVERAGES)}
     if weights is not None:
         columns["weight"] = weights
     index = encoded.index if len(encoded.index) == encoded.batch.size else np.arange(encoded.batch.size)
@@ -185,7 +189,7 @@ def _binary(
     seed: int,
     notes: dict[str, str],
 ) -> dict[str, Estimate]:
-    p, bootstrap = scores.probability, stream(seed, "bootstrap")
+    p, bootstrap = scores.expected, stream(seed, "bootstrap")
     auroc = metrics.widest(lambda codes: metrics.auroc(p, y, weights, codes), clusters)
     if np.isnan(auroc.value):
         notes["auroc"] = "All rows have one outcome; the area under the curve needs both."
@@ -236,7 +240,7 @@ def _score_rows(chains: Sequence[Chain], batch: Batch) -> _Scores:
         squared_error=metrics.squared_errors(mean, y),
         crps=empty if drawn is None else metrics.crps(drawn, y),
         covered=np.empty((0, len(COVERAGES))) if drawn is None else _covered(drawn, y),
-        probability=mean if kind == "binary" else empty,
+        expected=empty if kind == "levels" else mean,
         correct=metrics.correct(mean, y) if kind == "levels" else empty,
     )
 

@@ -68,6 +68,7 @@ LAYERS = [
     "report",
     "files",
     "armed",
+    "cross_validation",
     "plots",
     "cli",
     "__init__",

@@ -12,7 +12,14 @@ from pyro_armed.conformal._regions import (
     posterior_regions,
     regions_of,
 )
-from pyro_armed.conformal._scores import Regions, conformity, group_threshold, least_groups, regions_at
+from pyro_armed.conformal._scores import (
+    Regions,
+    conformity,
+    group_threshold,
+    in_range,
+    least_groups,
+    regions_at,
+)
 
 __all__ = [
     "INTERVALS",
@@ -22,6 +29,7 @@ __all__ = [
     "conformal_regions",
     "conformity",
     "group_threshold",
+    "in_range",
     "least_groups",
     "posterior_regions",
     "predictive",

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyro_armed.conformal._predictive import WHOLE, Predictive
 from pyro_armed.families import Family
 
-__all__ = ["Regions", "conformity", "group_threshold", "least_groups", "regions_at"]
+__all__ = ["Regions", "conformity", "group_threshold", "in_range", "least_groups", "regions_at"]
 
 Floats = NDArray[np.float64]
 
@@ -138,7 +138,26 @@ def regions_at(found: Predictive, threshold: float, family: Family) -> Regions:
         return Regions(members=best | (1.0 - found.probability <= threshold))
     lower = found.center - threshold * (found.center - found.low)
     upper = found.center + threshold * (found.high - found.center)
+    return in_range(lower, upper, found.ceiling, family)
+
+
+def in_range(lower: Floats, upper: Floats, ceiling: Floats, family: Family) -> Regions:
+    """Intervals without what the response cannot be.
+
+    Parameters
+    ----------
+    lower, upper : numpy.ndarray, shape (N,)
+        Ends of the intervals.
+    ceiling : numpy.ndarray, shape (N,)
+        Largest value that the response can have.
+    family : Family
+        Says which values a response can have.
+
+    Returns
+    -------
+    Regions
+    """
     if family.response in WHOLE:
         lower, upper = np.ceil(lower - 1e-9), np.floor(upper + 1e-9)
     floor = -math.inf if family.response == "real" else 0.0
-    return Regions(np.maximum(lower, floor), np.minimum(upper, found.ceiling))
+    return Regions(np.maximum(lower, floor), np.minimum(upper, ceiling))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ import xarray as xr
 from numpy.polynomial.hermite import hermgauss
 from torch import Tensor
 
+from pyro_armed import metrics
 from pyro_armed.batch import Batch
 from pyro_armed.conditional import GroupConditional, Problem
+from pyro_armed.design import Encoded
 from pyro_armed.diagnostics._access import dataset_of, fitted
 from pyro_armed.errors import ArgumentError
 from pyro_armed.export import variable_name
@@ -22,9 +25,10 @@ from pyro_armed.group_gaussian import Effects
 from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule, group_plate
 from pyro_armed.partial_conditional import PartialConditional
-from pyro_armed.posterior import Chain
+from pyro_armed.posterior import Chain, Posterior
+from pyro_armed.predict import Evaluated, evaluated_rows, extended_chains
 
-__all__ = ["group_log_likelihood", "likelihood_of_chain", "only_group"]
+__all__ = ["group_log_likelihood", "joint_log_density", "likelihood_of_chain", "only_group"]
 
 _ELEMENTS = 2_000_000
 _NODES = {1: 15, 2: 7, 3: 5}
@@ -93,19 +97,65 @@ def only_group(module: MixedEffectsModule, group: str | None) -> str:
 
 
 @torch.no_grad()
-def likelihood_of_chain(chain: Chain, batch: Batch, group: str) -> np.ndarray:
-    """Log densities (S, C) of each group's rows under one chain's draws."""
+def joint_log_density(
+    posterior: Posterior, encoded: Encoded, group: str, codes: np.ndarray, *, seed: int
+) -> np.ndarray:
+    """Log predictive density of the rows of each of K new groups together.
+
+    Parameters
+    ----------
+    posterior : Posterior
+        Stored draws.
+    encoded : Encoded
+        Rows with their response, all of them of new groups.
+    group : str
+        The groups' factor. The model may have no effects for it.
+    codes : numpy.ndarray, shape (N,)
+        The rows' groups, counted from 0.
+    seed : int
+        Seed of the effects of new groups of other factors.
+
+    Returns
+    -------
+    numpy.ndarray, shape (K,)
+        Log of the mean over draws of p(y_c | theta_s), in which the group's own effects are integrated out
+        for each draw as in `group_log_likelihood`: the product over rows of densities that are each averaged
+        over the draws would take the rows as independent, and an average over drawn effects of their
+        product would rest on the few draws that fit.
+    """
+    batch, own = encoded.batch, torch.as_tensor(codes)
+    size = int(own.max()) + 1
+    batch = replace(batch, codes={**batch.codes, group: own}, rows=None)
+    chains = extended_chains(posterior, encoded, "marginal", seed=seed)
+    if any(block.group == group for block in chains[0].module.spec.blocks):
+        parts = [likelihood_of_chain(chain, batch, group, size) for chain in chains]
+    else:
+        parts = [_without_effects(part, batch, own, size) for part in evaluated_rows(chains, batch)]
+    return metrics.log_predictive_density(np.concatenate(parts))
+
+
+def _without_effects(part: Evaluated, batch: Batch, codes: Tensor, size: int) -> np.ndarray:
+    """Log densities (S, K) where rows of a group are independent given the draw."""
+    distribution = part.chain_object.module.response_distribution(part.etas, part.values, batch)
+    rows = distribution.log_prob(batch.response)
+    rows = rows if batch.weights is None else rows * batch.weights
+    return rows.new_zeros(len(rows), size).index_add(1, codes, rows).double().cpu().numpy()
+
+
+@torch.no_grad()
+def likelihood_of_chain(chain: Chain, batch: Batch, group: str, size: int | None = None) -> np.ndarray:
+    """Log densities (S, C) of each group's rows under a chain's draws; C is ``size``, or that of training."""
     module = chain.module
     with local_parameters():
         hidden = module.eval().hidden(batch)
     # All other factors' effects are given.
-    everyone = torch.arange(module.spec.group(group).size)
+    everyone = torch.arange(module.spec.group(group).size if size is None else size)
     conditional = PartialConditional(module, batch, hidden, {group: everyone})
     width = conditional.widths[group]
     order = 1 if has_gaussian_conditional(module) else _NODES.get(width, 1)
-    size = max(1, _ELEMENTS // max(1, batch.size * width * max(width, 2) * conditional.n_columns))
+    at_once = max(1, _ELEMENTS // max(1, batch.size * width * max(width, 2) * conditional.n_columns))
     parts = []
-    for values in chain.chunks(size):
+    for values in chain.chunks(at_once):
         problem = conditional.problem(values)
         parts.append(integrated(conditional, problem, conditional.solve(problem), order))
     return torch.cat(parts).double().cpu().numpy()
