@@ -1,6 +1,6 @@
 """Bayesian mixed-effects deep learning on Pyro."""
 
-from pyro_armed import datasets, diagnostics, families, networks, priors, simulate
+from pyro_armed import datasets, diagnostics, families, networks, plots, priors, simulate
 from pyro_armed.adversary import Adversary
 from pyro_armed.armed import ARMED, load
 from pyro_armed.cross_validation import cross_conformal, cross_predict, cross_validate
@@ -20,6 +20,7 @@ __all__ = [
     "families",
     "load",
     "networks",
+    "plots",
     "priors",
     "simulate",
 ]

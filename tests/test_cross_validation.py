@@ -111,7 +111,7 @@ def test_rows_are_scored_by_models_that_were_not_fitted_to_them(frame, both):
     parts = held_out(group.codes.astype(np.int64), "both", 3, seed=2)
     for k, rows in enumerate(parts, start=1):
         model = pa.ARMED(FORMULA, frame.iloc[np.setdiff1d(np.arange(63), rows)])
-        model.fit(**QUIET, log_likelihood=False, seed=stream(2, "fold", k))
+        model.fit(**QUIET, log_likelihood=False, seed=stream(2, "fold", k) % 2**31)
         test = frame.iloc[rows]
         scores = model.evaluate(test, new_groups="marginal", seed=stream(2, "scores", k))
         expected = scores.set_index("metric")["value"]
@@ -142,7 +142,8 @@ def test_the_seed_repeats_everything_and_a_function_is_a_model(frame, unmoved_rn
 
 def test_predictors_are_learned_from_the_training_rows_alone(frame):
     # A level that one group alone has: where that group is left out, the fold has not learned it.
-    data = frame.assign(kind=np.where(frame["group"] == frame["group"].iloc[0], "rare", "common"))
+    usual = np.array(["common", "other"])[np.arange(63) % 2]
+    data = frame.assign(kind=np.where(frame["group"] == frame["group"].iloc[0], "rare", usual))
     model = pa.ARMED("y ~ x1 + kind + (1 | group)", data)
     with pytest.raises(DataError, match=r"In fold \d: Column 'kind' has levels that training did not have"):
         pa.cross_predict(model, data, folds=3, **QUIET)
@@ -179,7 +180,7 @@ def test_a_model_without_group_effects_needs_the_name_of_a_column(frame):
 
 
 def arrays(frame):
-    return frame[["x1"]].to_numpy(), frame["b"].to_numpy(), {"site": frame["group"].to_numpy()}
+    return frame[["x1"]].to_numpy().copy(), frame["b"].to_numpy(), {"site": frame["group"].to_numpy()}
 
 
 @pytest.mark.parametrize("kind", ["tuple", "weights", "function"])
@@ -337,7 +338,7 @@ def test_regions_of_folds_contain_the_set_by_hand():
 
     parts = [part(), part()]
     found = combined_regions(scores, groups, parts, 0.8, pa.families.get("gaussian"))
-    grid = np.linspace(-12, 12, 2401)
+    grid = np.linspace(-12, 12, 601)
     for row in range(4):
         kept = by_hand(scores, groups, parts, 0.8, grid, row)
         assert found.lower[row] <= min(kept)
@@ -345,8 +346,8 @@ def test_regions_of_folds_contain_the_set_by_hand():
         # One model alone: the interval is the set.
         same = combined_regions(scores, groups, [parts[0]] * 2, 0.8, pa.families.get("gaussian"))
         kept = by_hand(scores, groups, [parts[0]] * 2, 0.8, grid, row)
-        assert same.lower[row] == pytest.approx(min(kept), abs=0.011)
-        assert same.upper[row] == pytest.approx(max(kept), abs=0.011)
+        assert same.lower[row] == pytest.approx(min(kept), abs=0.041)
+        assert same.upper[row] == pytest.approx(max(kept), abs=0.041)
     wide = combined_regions(scores, groups, parts, 0.9, pa.families.get("gaussian"))
     assert np.isinf(wide.upper).all()  # 7 groups are too few
 
@@ -354,21 +355,21 @@ def test_regions_of_folds_contain_the_set_by_hand():
 def test_cross_conformal_of_numbers_and_levels(frame):
     new = frame.head(5).assign(group="new")
     model = pa.ARMED(FORMULA, frame)
-    found = pa.cross_conformal(model, frame, new, level=0.8, folds=3, seed=1, **QUIET)
+    found = pa.cross_conformal(model, frame, new, level=0.8, folds=2, seed=1, **QUIET)
     assert (found["lower"] < found["upper"]).all()
     assert found.index.tolist() == [0, 1, 2, 3, 4]
     pd.testing.assert_frame_equal(
-        found, pa.cross_conformal(model, frame, new, level=0.8, folds=3, seed=1, **QUIET)
+        found, pa.cross_conformal(model, frame, new, level=0.8, folds=2, seed=1, **QUIET)
     )
     x, y, groups = arrays(frame)
     binary = pa.ARMED.from_arrays(x, y, groups, family="bernoulli")
     found = pa.cross_conformal(
-        binary, (x, y, groups), (x[:5], {"site": ["new"] * 5}), level=0.8, folds=3, **QUIET
+        binary, (x, y, groups), (x[:5], {"site": ["new"] * 5}), level=0.8, folds=2, **QUIET
     )
     assert found.columns.tolist() == [0, 1]
     assert found.any(axis=1).all()
     with pytest.raises(ArgumentError, match=r"\(x, groups\) for a model from arrays"):
-        pa.cross_conformal(binary, (x, y, groups), x, level=0.8, folds=3, **QUIET)
+        pa.cross_conformal(binary, (x, y, groups), x, level=0.8, folds=2, **QUIET)
     with pytest.raises(ArgumentError, match="level=90"):
         pa.cross_conformal(model, frame, new, level=90)
 

@@ -12,6 +12,7 @@ from scipy import integrate, stats
 import pyro_armed as pa
 from pyro_armed import diagnostics
 from pyro_armed.diagnostics import SBC
+from pyro_armed.diagnostics._groups import joint_log_density
 from pyro_armed.errors import ArgumentError, ConvergenceWarning
 from pyro_armed.inference import InferenceSettings, Ingredients, infer
 
@@ -253,3 +254,60 @@ def test_ranks_are_uniform(family):
     result = diagnostics.sbc(model, n=60, draws=99, seed=1, progressbar=False)
     assert result.test(bins=10)["p_value_adjusted"].min() > 0.01, str(result)
     assert (result.fits["khat"] < 0.7).mean() > 0.9
+
+
+# --- the likelihood of new groups --------------------------------------------------------------------------
+
+
+def test_factors_with_many_effects_do_not_mix_up_the_groups():
+    """The factor with most effects is padded by its own groups; another one must not be."""
+    data = frame()
+    model = made("y ~ x + (1 + z + x | g) + (1 + z + x | h)")
+    found = diagnostics.group_log_likelihood(model, "h")["y"].to_numpy()
+    chain = model._posterior.chains[0]
+    value = reported(model, 0, 2)
+    sds = np.diag([value[f"{term}|h_sigma"] for term in ("1", "z", "x")])
+    covariance = sds @ value["h_corr"] @ sds
+    assert chain.n_draws == 4
+    for c in range(3):
+        rows = data[data["h"] == f"h{c}"]
+        w = np.column_stack([np.ones(len(rows)), rows["z"], rows["x"]])
+        own = [int(g[1:]) for g in rows["g"]]
+        other = sum(value[f"{t}|g"][own] * w[:, i] for i, t in enumerate(("1", "z", "x")))
+        mean = value["Intercept"] + value["x"] * rows["x"] + other
+        cov = w @ covariance @ w.T + value["sigma"] ** 2 * np.eye(len(rows))
+        assert found[0, 2, c] == pytest.approx(stats.multivariate_normal(mean, cov).logpdf(rows["y"]))
+
+
+def test_joint_density_of_new_groups_is_the_log_of_the_mean_over_draws():
+    data = frame(4, 6, seed=9).assign(g=lambda rows: "n" + rows["g"])
+    model = made("y ~ x + (1 + z | g)", draws=5)
+    encoded = model._encode(data, None, response=True)
+    codes = encoded.batch.codes["g"].numpy() - 5
+    found = joint_log_density(model._posterior, encoded, "g", codes, seed=0)
+    for c, label in enumerate(encoded.new_groups["g"]):
+        rows, density = data[data["g"] == label], []
+        w = np.column_stack([np.ones(len(rows)), rows["z"]])
+        for chain in range(2):
+            for draw in range(5):
+                value = reported(model, chain, draw)
+                sds = np.diag([value["1|g_sigma"], value["z|g_sigma"]])
+                cov = w @ sds @ value["g_corr"] @ sds @ w.T + value["sigma"] ** 2 * np.eye(len(rows))
+                mean = value["Intercept"] + value["x"] * rows["x"]
+                density.append(stats.multivariate_normal(mean, cov).pdf(rows["y"]))
+        assert found[c] == pytest.approx(np.log(np.mean(density)))
+
+
+def test_joint_density_without_effects_of_the_factor():
+    data = frame()
+    model = made("y ~ x", draws=3)
+    codes = data["g"].str[1:].astype(int).to_numpy()
+    found = joint_log_density(model._posterior, model._training, "g", codes, seed=0)
+    for c in range(5):
+        rows, density = data[codes == c], []
+        for chain in range(2):
+            for draw in range(3):
+                value = reported(model, chain, draw)
+                eta = value["Intercept"] + value["x"] * rows["x"]
+                density.append(stats.norm.pdf(rows["y"], eta, value["sigma"]).prod())
+        assert found[c] == pytest.approx(np.log(np.mean(density)))

@@ -10,8 +10,9 @@ import pytest
 import xarray as xr
 from scipy.special import expit
 
+from pyro_armed.cross_validation import score_rows
 from pyro_armed.errors import ArgumentError, DataError, MissingDependencyError
-from pyro_armed.plots import decision_boundaries, new_figure
+from pyro_armed.plots import decision_boundaries, new_figure, reliability, score_by_group
 
 SHIFT = {"a": -0.4, "b": 0.0, "c": 0.5}
 
@@ -235,3 +236,93 @@ def test_without_matplotlib_the_error_says_what_to_install(frame, monkeypatch):
         new_figure()
     with pytest.raises(MissingDependencyError, match="matplotlib"):
         decision_boundaries(KnownModel(), frame, "x1", "x2", "group")
+
+
+# --- cross-validation --------------------------------------------------------------------------------------
+
+
+def left_out(kind, n=400, seed=0):
+    """A table as cross_predict makes it: calibrated for seen groups, overconfident for new ones."""
+    rng = np.random.default_rng(seed)
+    rows = pd.DataFrame(
+        {
+            "row": np.tile(np.arange(n), 2), "fold": np.tile(np.arange(n) % 4 + 1, 2),
+            "split": np.repeat(["new", "seen"], n), "group": np.tile([f"site {i % 12}" for i in range(n)], 2),
+        }
+    )  # fmt: skip
+    new = (rows["split"] == "new").to_numpy()
+    p = rng.uniform(0.05, 0.95, 2 * n)
+    true = np.where(new, 0.5 + (p - 0.5) * 0.5, p)
+    rows["y"] = (rng.uniform(size=2 * n) < true).astype(float)
+    rows["nlpd"], rows["nlpd_joint"] = rng.exponential(size=2 * n), np.where(new, 0.5, np.nan)
+    rows["squared_error"], rows["expected"] = (p - rows["y"]) ** 2, p
+    if kind == "numeric":
+        rows["crps"] = rng.exponential(size=2 * n)
+        for level in (50, 80, 95):
+            rows[f"covered_{level}"] = (rng.uniform(size=2 * n) < level / 100 - 0.1 * new).astype(float)
+    return rows
+
+
+def points_of(axes, label):
+    (bars,) = [c for c in axes.containers if c.get_label() == label]
+    return np.asarray(bars.lines[0].get_xydata()), bars
+
+
+@pytest.mark.parametrize("kind", ["numeric", "binary"])
+def test_reliability_shows_what_came_true(kind):
+    rows = left_out(kind)
+    (axes,) = reliability(rows, bins=5).axes
+    for split, label in (("new", "new groups"), ("seen", "groups seen in training")):
+        points, _ = points_of(axes, label)
+        part = rows[rows["split"] == split]
+        if kind == "numeric":
+            np.testing.assert_allclose(points[:, 0], [0.5, 0.8, 0.95])
+            np.testing.assert_allclose(points[:, 1], [part[f"covered_{p}"].mean() for p in (50, 80, 95)])
+            continue
+        assert len(points) == 5
+        quintile = pd.qcut(part["expected"], 5, labels=False)
+        np.testing.assert_allclose(points[:, 0], part.groupby(quintile)["expected"].mean())
+        np.testing.assert_allclose(points[:, 1], part.groupby(quintile)["y"].mean())
+
+
+def test_scores_of_groups_are_sorted_and_beside_that_of_all():
+    scores = score_rows(left_out("numeric"))
+    (axes,) = score_by_group(scores).axes
+    assert axes.get_xlabel() == "coverage_80"
+    drawn = axes.containers[0].lines[0].get_xydata()
+    chosen = scores.query("fold == 'all' and split == 'new' and metric == 'coverage_80'")
+    groups = chosen[chosen["group"] != "all"]
+    np.testing.assert_allclose(drawn[:, 0], np.sort(groups["value"]))
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    value = groups.set_index("group")["value"]
+    np.testing.assert_allclose(value[names], drawn[:, 0])
+    lines = {line.get_label(): line.get_xdata()[0] for line in axes.lines}
+    assert lines["nominal"] == 0.8
+    assert lines["all new groups"] == pytest.approx(chosen.loc[chosen["group"] == "all", "value"].item())
+    (axes,) = score_by_group(scores, "crps", split="seen").axes
+    assert "nominal" not in {line.get_label() for line in axes.lines}
+
+
+def test_many_groups_have_no_names():
+    rows = left_out("numeric")
+    rows["group"] = [f"g{i % 50}" for i in range(len(rows))]
+    (axes,) = score_by_group(score_rows(rows)).axes
+    assert axes.get_ylabel() == "50 groups"
+    assert not len(axes.get_yticks())
+
+
+def test_bad_input_of_cross_validation_plots():
+    rows = left_out("binary")
+    scores = score_rows(rows)
+    with pytest.raises(DataError, match="no column 'split'; pass what cross_predict returns"):
+        reliability(rows.drop(columns="split"))
+    with pytest.raises(DataError, match="several levels"):
+        reliability(rows.drop(columns="expected"))
+    with pytest.raises(ArgumentError, match="bins=0"):
+        reliability(rows, bins=0)
+    with pytest.raises(DataError, match="pass what cross_validate returns"):
+        score_by_group(rows)
+    with pytest.raises(ArgumentError, match="metric='crps' is not in the scores; they have nlpd, "):
+        score_by_group(scores, "crps")
+    with pytest.raises(ArgumentError, match="split='old' is not in the scores; they have 'new', 'seen'"):
+        score_by_group(scores, split="old")

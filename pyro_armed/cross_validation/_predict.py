@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Fold", "cross_predict", "fitted_folds"]
 
+_SEEDS = 2**31  # below the largest seed of fit()
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -142,7 +144,7 @@ def fitted_folds(
         trained = np.setdiff1d(np.arange(len(grouped.codes)), rows)
         with naming_the_fold(k):
             one = made(model, take(data, grouped.rows[trained]))
-            one.fit(**settings, seed=stream(seed, "fold", k), progressbar=False)
+            one.fit(**settings, seed=stream(seed, "fold", k) % _SEEDS, progressbar=False)
         yield Fold(k, one, rows, ~np.isin(grouped.codes[rows], grouped.codes[trained]))
 
 

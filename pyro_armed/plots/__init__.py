@@ -5,6 +5,7 @@ Matplotlib is imported by the functions that need it.
 """
 
 from pyro_armed.plots._boundaries import decision_boundaries
+from pyro_armed.plots._cross_validation import reliability, score_by_group
 from pyro_armed.plots._figures import new_figure
 
-__all__ = ["decision_boundaries", "new_figure"]
+__all__ = ["decision_boundaries", "new_figure", "reliability", "score_by_group"]
