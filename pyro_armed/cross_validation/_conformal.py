@@ -117,7 +117,7 @@ def cross_conformal(
     _warn_of_known_groups(full, rows, grouped.group)
     scores, parts, codes = [], [], []
     for fold in fitted_folds(model, data, grouped, "cluster", folds, seed, progressbar, fit):
-        posterior, mode = fold.model._fitted(), fold.model._mode(new_groups)
+        posterior, mode = fold.model._fitted(), fold.model._mode(new_groups, None)
         with naming_the_fold(fold.number):
             left_out = encode(fold.model, take(data, grouped.rows[fold.rows]), unseen_levels)
             known = predictive(

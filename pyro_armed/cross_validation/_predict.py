@@ -152,7 +152,7 @@ def _scored(fold: Fold, encoded: Encoded, grouped: Grouped, new_groups: str, see
     """Scores of one fold's rows."""
     posterior, batch = fold.model._fitted(), encoded.batch
     codes = grouped.codes[fold.rows]
-    scores = pointwise(posterior, encoded, fold.model._mode(new_groups), seed=seed)
+    scores = pointwise(posterior, encoded, fold.model._mode(new_groups, None), seed=seed)
     table = pd.DataFrame(
         {
             "row": grouped.rows[fold.rows],

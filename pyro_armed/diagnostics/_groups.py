@@ -123,7 +123,7 @@ def joint_log_density(
         over the draws would take the rows as independent, and an average over drawn effects of their
         product would rest on the few draws that fit.
     """
-    batch, own = encoded.batch, torch.as_tensor(codes)
+    batch, own = encoded.batch, torch.tensor(codes)
     size = int(own.max()) + 1
     batch = replace(batch, codes={**batch.codes, group: own}, rows=None)
     chains = extended_chains(posterior, encoded, "marginal", seed=seed)
