@@ -343,6 +343,10 @@ class GroupConditional(GroupGaussian):
         dense = dense.reshape(size, total, total) + torch.eye(total, dtype=dense.dtype, device=dense.device)
         return crossed.reshape(size, -1, total), dense
 
+    def integrated(self, problem: Problem, start: list[Tensor] | None = None) -> Tensor:
+        """Laplace's approximation of log p(y | theta), Newton steps from ``start``; shape (S,)."""
+        return self.laplace(problem, self.solve(problem, start))
+
     def laplace(self, problem: Problem, effects: Effects) -> Tensor:
         """Laplace's approximation of log p(y | theta), exact for a Gaussian response, shape (S,)."""
         count = sum(mean[0].numel() for mean in effects.mean)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_armed.batch import Batch
 from pyro_armed.conditional import GroupConditional
+from pyro_armed.crossed import CrossProducts, log_determinant
 from pyro_armed.group_gaussian import Effects, GroupGaussian, Hidden
 from pyro_armed.module import MixedEffectsModule
 
@@ -96,6 +97,7 @@ class GaussianConditional(GroupGaussian):
             for h in range(max(g, 1), len(self.groups))
             if g != h
         }
+        self.pairs = self._pairs()
 
     def problem(self, values: Mapping[str, Tensor]) -> GaussianProblem:
         """What the conditional needs at some global values (S, 1, ...)."""
@@ -117,19 +119,33 @@ class GaussianConditional(GroupGaussian):
         precision = self._factorise(problem)
         return Effects(self._apply_inverse(precision, self._scores(problem)), *precision)
 
-    def laplace(self, problem: GaussianProblem, effects: Effects) -> Tensor:
-        """The log density log p(y | theta), exact, shape (S,)."""
+    def integrated(self, problem: GaussianProblem, start: object = None) -> Tensor:
+        """The log density log p(y | theta), exact, shape (S,).
+
+        The mean of z maximises the joint density, so that its own derivatives drop out: far cheaper than
+        derivatives through the factorisation.
+        """
+        blocks, crossed, dense = self._parts(problem)
+        eliminated = self._eliminated(problem, blocks)
+        with torch.no_grad():
+            precision = self._eliminate(blocks, crossed, dense, eliminated)
+            z = self._apply_inverse(precision, self._scores(problem))
+        first = z[0].reshape(len(z[0]), -1, 1)
+        score = sum((part * s).sum((1, 2)) for part, s in zip(z, self._scores(problem), strict=True))
+        square = (z[0].unsqueeze(-2) @ blocks @ z[0].unsqueeze(-1)).sum((1, 2, 3))
+        log_det = log_determinant(blocks, precision[0]).sum(-1)
+        if crossed.shape[-1]:
+            second = torch.cat([part.reshape(len(part), -1) for part in z[1:]], dim=1).unsqueeze(-1)
+            square = square + (2 * first.mT @ crossed @ second + second.mT @ dense @ second)[:, 0, 0]
+            if eliminated is None:
+                cross = torch.linalg.solve_triangular(
+                    torch.linalg.cholesky(blocks), crossed.reshape(*blocks.shape[:3], -1), upper=False
+                ).reshape(crossed.shape)
+                eliminated = cross.mT @ cross
+            log_det = log_det + log_determinant(dense - eliminated, precision[2])
         residual = torch.einsum("si,ij,sj->s", problem.contrast, self.squares, problem.contrast)
-        explained = sum(
-            (
-                (mean * score).sum((1, 2))
-                for mean, score in zip(effects.mean, self._scores(problem), strict=True)
-            ),
-            torch.zeros_like(residual),
-        )
         log_scale = self.total_weight * (math.log(2 * math.pi) + problem.variance.log())
-        log_det = effects.log_det if self.groups else torch.zeros_like(residual)
-        return -0.5 * (log_scale + residual / problem.variance - explained + log_det)
+        return -0.5 * (log_scale + residual / problem.variance - 2 * score + square + log_det)
 
     def evidence(self, problem: GaussianProblem) -> Tensor:
         """The log density log p(y | theta) of a model without group effects, shape (S,)."""
@@ -208,11 +224,37 @@ class GaussianConditional(GroupGaussian):
         return scores
 
     def _factorise(self, problem: GaussianProblem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        blocks, crossed, dense = self._parts(problem)
+        return self._eliminate(blocks, crossed, dense, self._eliminated(problem, blocks))
+
+    def _parts(self, problem: GaussianProblem) -> tuple[Tensor, Tensor, Tensor]:
+        """The precision's blocks (S, C, D, D), crossed (S, C D, M) and dense (S, M, M) parts."""
         first = problem.transforms[0]
         variance = problem.variance[:, None, None, None]
         blocks = first.mT.unsqueeze(1) @ self.grams[0] @ first.unsqueeze(1) / variance
         identity = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
-        return self._eliminate(blocks + identity, *self._rest_parts(problem))
+        return blocks + identity, *self._rest_parts(problem)
+
+    def _pairs(self) -> CrossProducts | None:
+        """Products of crossed columns, where each factor has one effect for a group."""
+        if len(self.groups) < 2 or any(self.widths[name] > 1 for name in self.groups):
+            return None
+        parts = [self.crossed[0, h].flatten(1) for h in range(1, len(self.groups))]
+        return CrossProducts.of(torch.cat(parts, dim=1))
+
+    def _eliminated(self, problem: GaussianProblem, blocks: Tensor) -> Tensor | None:
+        """What eliminating the primary factor takes from the dense part, from pairs of crossed columns."""
+        if self.pairs is None:
+            return None
+        weight = (problem.transforms[0][:, 0] / problem.variance[:, None]).square() / blocks[..., 0, 0]
+        sds = torch.cat(
+            [
+                transform[:, 0].expand(-1, self.counts[name])
+                for name, transform in zip(self.groups[1:], problem.transforms[1:], strict=True)
+            ],
+            dim=1,
+        )
+        return self.pairs.weighted(weight) * sds.unsqueeze(1) * sds.unsqueeze(2)
 
     def _rest_parts(self, problem: GaussianProblem) -> tuple[Tensor, Tensor]:
         """Primary x rest (S, C D, M) and rest x rest (S, M, M) parts of the precision."""

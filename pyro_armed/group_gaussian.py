@@ -160,8 +160,13 @@ class GroupGaussian:
         return named
 
     @staticmethod
-    def _eliminate(blocks: Tensor, crossed: Tensor, dense: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Factor the Hessian from its blocks (S, C, D, D), crossed (S, C D, M) and dense (S, M, M) parts."""
+    def _eliminate(
+        blocks: Tensor, crossed: Tensor, dense: Tensor, eliminated: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Factor the Hessian from its blocks (S, C, D, D), crossed (S, C D, M) and dense (S, M, M) parts.
+
+        What elimination takes from the dense part may be given where it is known already.
+        """
         primary = torch.linalg.cholesky(blocks)
         log_det = 2 * primary.diagonal(dim1=-2, dim2=-1).log().sum((-1, -2))
         size, groups, width = primary.shape[:3]
@@ -172,7 +177,7 @@ class GroupGaussian:
             primary, crossed.reshape(size, groups, width, total), upper=False
         )
         cross = cross.reshape(size, groups * width, total)
-        rest = torch.linalg.cholesky(dense - cross.mT @ cross)
+        rest = torch.linalg.cholesky(dense - (cross.mT @ cross if eliminated is None else eliminated))
         log_det = log_det + 2 * rest.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return primary, cross, rest, log_det
 

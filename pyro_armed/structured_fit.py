@@ -104,7 +104,7 @@ def marginal(guide: StructuredGuide, theta: Tensor, order: int = 1) -> Tensor:
     if not conditional.groups:
         return log_prior + conditional.evidence(problem)
     if order == 1:
-        return log_prior + conditional.laplace(problem, conditional.solve(problem, guide.start_at(theta)))
+        return log_prior + conditional.integrated(problem, guide.start_at(theta))
     with torch.no_grad():
         # The nodes need not sit exactly at the mode.
         effects = conditional.solve(problem, guide.start_at(theta), tolerance=1e-3)

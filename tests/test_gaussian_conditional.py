@@ -8,6 +8,7 @@ import torch
 from hand_made import design, frame, module_of
 from torch import nn
 
+from pyro_armed import crossed
 from pyro_armed.conditional import GroupConditional
 from pyro_armed.gaussian_conditional import GaussianConditional, has_gaussian_conditional
 from pyro_armed.global_space import GlobalSpace
@@ -21,6 +22,7 @@ FORMULAS = {
     "crossed": "y ~ x + (1 + z | g) + (1 + x | h)",
     "three": "y ~ x + (1 | g) + (1 | h) + (1 | c)",
     "nested": "y ~ x + (1 | h / c)",
+    "pairs": "y ~ x + (1 | g) + (1 | h)",
     "no intercept": "y ~ 0 + x + (1 | g)",
     "offset": "y ~ x + offset(z) + (1 | g)",
     "none": "y ~ 0 + (1 | g)",
@@ -37,6 +39,21 @@ def points(space, count=3, seed=0):
     return space.start + 0.5 * noise
 
 
+@pytest.fixture
+def always_pairs(monkeypatch):
+    """Small tables too are eliminated pair by pair."""
+    monkeypatch.setattr(crossed, "_PAYS", 0)
+
+
+@pytest.mark.parametrize("weights", [None, "w"])
+@pytest.mark.parametrize("key", ["pairs", "three", "nested"])
+def test_pairs_change_nothing(key, weights, always_pairs):
+    module, _ = build(FORMULAS[key], weights=weights)
+    assert GaussianConditional(module, module.data).pairs is not None
+    test_is_the_row_by_row_conditional(key, weights)
+    test_gradient_of_the_evidence(key)
+
+
 @pytest.mark.parametrize("weights", [None, "w"])
 @pytest.mark.parametrize("key", FORMULAS)
 def test_is_the_row_by_row_conditional(key, weights):
@@ -50,17 +67,17 @@ def test_is_the_row_by_row_conditional(key, weights):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
     for name in ("primary", "cross", "rest", "log_det"):
         torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-7, atol=1e-8)
-    torch.testing.assert_close(sums.laplace(short, ours), rows.laplace(problem, theirs), rtol=1e-9, atol=1e-7)
+    torch.testing.assert_close(sums.integrated(short), rows.laplace(problem, theirs), rtol=1e-9, atol=1e-7)
 
 
-@pytest.mark.parametrize("key", ["correlated", "crossed", "offset"])
+@pytest.mark.parametrize("key", ["correlated", "crossed", "offset", "three"])
 def test_gradient_of_the_evidence(key):
     module, space = build(FORMULAS[key], weights="w")
     conditional = GaussianConditional(module, module.data)
 
     def evidence(theta):
         problem = conditional.problem(space.evaluate(theta)[0])
-        return conditional.laplace(problem, conditional.solve(problem))
+        return conditional.integrated(problem)
 
     theta = points(space, 2).requires_grad_()
     assert torch.autograd.gradcheck(evidence, (theta,), eps=1e-6, atol=1e-3, rtol=1e-4)
@@ -90,7 +107,7 @@ def test_large_offsets_of_the_response_cost_no_precision():
     rows, sums = GroupConditional(module, module.data), GaussianConditional(module, module.data)
     problem, short = rows.problem(values), sums.problem(values)
     expected = rows.laplace(problem, rows.solve(problem))
-    torch.testing.assert_close(sums.laplace(short, sums.solve(short)), expected, rtol=1e-6, atol=1e-3)
+    torch.testing.assert_close(sums.integrated(short), expected, rtol=1e-6, atol=1e-3)
 
 
 def test_cost_does_not_grow_with_rows():
@@ -112,7 +129,7 @@ def test_features_of_a_network():
     sums = GaussianConditional(module, module.data, hidden)
     problem, short = rows.problem(values), sums.problem(values)
     torch.testing.assert_close(
-        sums.laplace(short, sums.solve(short)),
+        sums.integrated(short),
         rows.laplace(problem, rows.solve(problem)),
         rtol=1e-9,
         atol=1e-7,
@@ -130,7 +147,7 @@ def test_network_without_bayesian_last_layer_is_an_offset():
     sums = GaussianConditional(module, module.data, hidden)
     problem, short = rows.problem(values), sums.problem(values)
     torch.testing.assert_close(
-        sums.laplace(short, sums.solve(short)),
+        sums.integrated(short),
         rows.laplace(problem, rows.solve(problem)),
         rtol=1e-9,
         atol=1e-7,
@@ -148,7 +165,7 @@ def test_extreme_standard_deviations(tau):
     problem, short = rows.problem(values), sums.problem(values)
     expected = rows.laplace(problem, rows.solve(problem))
     assert torch.isfinite(expected).all()
-    torch.testing.assert_close(sums.laplace(short, sums.solve(short)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sums.integrated(short), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_groups_without_rows():

@@ -42,6 +42,7 @@ LAYERS = [
     "training",
     "global_space",
     "group_gaussian",
+    "crossed",
     "conditional",
     "gaussian_conditional",
     "effect_draws",
