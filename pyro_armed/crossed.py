@@ -81,7 +81,7 @@ def log_determinant(matrix: Tensor, factor: Tensor) -> Tensor:
     -------
     Tensor, shape (...)
     """
-    result: Tensor = _LogDeterminant.apply(matrix, factor)  # type: ignore[no-untyped-call]
+    result: Tensor = _LogDeterminant.apply(matrix, factor)
     return result
 
 
@@ -92,6 +92,6 @@ class _LogDeterminant(torch.autograd.Function):
         return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (factor,) = ctx.saved_tensors
         return gradient[..., None, None] * torch.cholesky_inverse(factor), None
