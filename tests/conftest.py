@@ -35,6 +35,7 @@ ARVIZ1_MODULES = {
     "test_sampling",
     "test_summary",
     "test_diagnostics_groups",
+    "test_adversary_choice",
     "test_diagnostics_adversary",
     "test_diagnostics_confounding",
     "test_diagnostics_importance",

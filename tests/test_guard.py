@@ -65,6 +65,7 @@ LAYERS = [
     "export",
     "recipe",
     "diagnostics",
+    "adversary_choice",
     "summary",
     "report",
     "files",

@@ -4,8 +4,17 @@ Posteriors, forests, predictive checks and the like are ArviZ's: any of its func
 Matplotlib is imported by the functions that need it.
 """
 
+from pyro_armed.plots._adversary import adversary_choice
 from pyro_armed.plots._boundaries import decision_boundaries
 from pyro_armed.plots._cross_validation import reliability, score_by_group
 from pyro_armed.plots._figures import new_figure
+from pyro_armed.plots._importance import importance
 
-__all__ = ["decision_boundaries", "new_figure", "reliability", "score_by_group"]
+__all__ = [
+    "adversary_choice",
+    "decision_boundaries",
+    "importance",
+    "new_figure",
+    "reliability",
+    "score_by_group",
+]
