@@ -146,7 +146,7 @@ def choose_adversary(
         for k, (inside, outside, labels) in enumerate(splits):
             for weight in candidates:
                 one = made_on(model, data.iloc[inside], adversary=_adversary(settings, weight))
-                _quiet_fit(one, stream(seed, "fold", k), fit)
+                _quiet_fit(one, stream(seed, "fold", k) % 2**31, fit)
                 rows += _densities(one, data.iloc[outside], labels, weight, k, seed)
                 probe = stream(seed, "leakage", k)
                 found = leakage(one, factors=group, given_response=given_response, seed=probe)
