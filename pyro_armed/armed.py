@@ -27,6 +27,7 @@ from pyro_armed.evaluation import evaluate
 from pyro_armed.export import build_idata, prediction_idata, prior_idata
 from pyro_armed.families import Family
 from pyro_armed.inference import InferenceSettings, Ingredients, infer
+from pyro_armed.membership import Membership, fit_membership
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.new_groups import Adapt, Mode, mode_of
 from pyro_armed.new_rows import encode_rows, encode_support, weights_column
@@ -274,6 +275,7 @@ class ARMED:
         self._guide: Any = None
         self._posterior: Posterior | None = None
         self._idata: Any = None
+        self._membership: Membership | None = None
 
     # --- inference ---------------------------------------------------------------------------------------
 
@@ -383,7 +385,7 @@ class ARMED:
         )
         self._posterior, self._module, self._guide = posterior, result.module, result.guide
         self._added = None
-        self._idata = idata
+        self._idata, self._membership = idata, None
         posterior.attributes["verdict"] = record_verdict(idata)
         if words := record_adversary(idata):
             posterior.attributes["adversary"] = words
@@ -651,6 +653,107 @@ class ARMED:
         self._posterior = updated
         return self
 
+    def fit_membership(self, *, seed: int | None = None, progressbar: bool = True) -> pd.DataFrame:
+        """Learn to tell which seen groups a new group's rows resemble, for ``new_groups="membership"``.
+
+        For each grouping factor a classifier of groups is trained on the training rows, in three parts: the
+        covariates, hidden features included, are all that it sees. On the rows that each part has not seen it
+        is calibrated; it is learned how much several rows of one group say together; and, with each group in
+        the role of a stranger, when the effects of the groups that it resembles predict its responses better
+        than a draw from Normal(0, Sigma) does.
+
+        The first prediction with ``new_groups="membership"`` calls it. Call it before `save` to have it in
+        the file, which keeps no training rows.
+
+        Parameters
+        ----------
+        seed : int, optional
+            The same seed gives the same numbers; None: the seed of `fit`.
+        progressbar : bool
+            Whether to show progress.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row for each grouping factor: ``groups`` told apart (at most 500, those with the most rows),
+            the classifier's ``accuracy`` on single held-out rows, the mean probability of "none" for groups
+            that are new to it (``none_new``) and for its own (``none_returning``); the evidence of n rows
+            counts ``scale / (1 + (n - 1) * correlation)`` of its sum.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`, and for a model from a file, which has no training rows.
+
+        Examples
+        --------
+        >>> import pyro_armed as pa
+        >>> model = pa.ARMED("y ~ x1 + (1 | group)", pa.simulate.mixed_model(8, 20, seed=0).frame)
+        >>> _ = model.fit(restarts=1, draws=20, progressbar=False)
+        >>> model.fit_membership(progressbar=False)["groups"].tolist()
+        [8]
+        """
+        posterior = self._fitted()
+        if self._training is None:
+            raise NotFittedError(
+                "The file has no membership classifier, and no training rows to make one: call "
+                "fit_membership() before save()."
+            )
+        seed = int(posterior.attributes.get("seed", 0)) if seed is None else seed
+        self._membership = fit_membership(
+            posterior, self._module, self._training.batch, seed=seed, progressbar=progressbar
+        )
+        return self._membership.quality()
+
+    def membership(
+        self,
+        data: Any,
+        *,
+        groups: Mapping[str, Any] | None = None,
+        top: int = 5,
+        unseen_levels: str = "error",
+    ) -> pd.DataFrame:
+        """Which seen groups the new groups' rows resemble; responses are not looked at.
+
+        Parameters
+        ----------
+        data : pandas.DataFrame or array-like
+            Rows with new groups; for a model from arrays the inputs x.
+        groups, unseen_levels
+            As for `predict`.
+        top : int
+            How many of the seen groups to list, the likeliest first.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns ``factor``, ``group`` (the new label), ``rows``, ``seen`` (a label of training; None for
+            none of them) and ``probability``: that with which a draw of ``predict(...,
+            new_groups="membership")`` gives all rows of the new group the effects of the seen one, or, for
+            None, effects from Normal(0, Sigma).
+
+        Raises
+        ------
+        ArgumentError
+            Where there are too few groups or no covariates to tell them by.
+        NotFittedError
+            As for `fit_membership`, which the first call makes use of.
+
+        Examples
+        --------
+        >>> import pyro_armed as pa
+        >>> data = pa.simulate.mixed_model(8, 20, seed=0)
+        >>> model = pa.ARMED("y ~ x1 + (1 | group)", data.frame)
+        >>> _ = model.fit(restarts=1, draws=20, progressbar=False)
+        >>> table = model.membership(data.frame.assign(group="another"), top=2)
+        >>> len(table), round(float(table["probability"].sum()), 6) <= 1
+        (3, True)
+        """
+        if not isinstance(top, int) or isinstance(top, bool) or top < 1:
+            raise ArgumentError(f"top={top!r} must be a whole number of at least 1.")
+        encoded = self._encode(data, groups, unseen_levels=unseen_levels)
+        return self._fitted_membership().table(self.spec, encoded, top)
+
     def summary(self, *, effects: bool = False) -> Summary:
         """Estimates, intervals, R-hat, and sentences where something is off.
 
@@ -799,7 +902,14 @@ class ARMED:
             return Adapt(self.spec, encode_support(self._design, support))
         if support is not None:
             raise ArgumentError(f"support= is for new_groups='adapt', not for {new_groups!r}.")
+        if new_groups == Membership.name:
+            return self._fitted_membership()
         return mode_of(new_groups)
+
+    def _fitted_membership(self) -> Membership:
+        if self._membership is None:
+            self.fit_membership()
+        return self._membership  # type: ignore[return-value]
 
     def _encode(self, data: Any, groups: Any = None, y: Any = None, **options: Any) -> Encoded:
         return encode_rows(self._design, data, y, groups=groups, **options)

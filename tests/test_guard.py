@@ -59,6 +59,7 @@ LAYERS = [
     "new_groups",
     "updating",
     "predict",
+    "membership",
     "metrics",
     "evaluation",
     "conformal",

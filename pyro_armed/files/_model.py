@@ -21,6 +21,7 @@ from pyro_armed.files import _arviz, _networks
 from pyro_armed.files._container import read, write
 from pyro_armed.files._priors import decode_prior, encode_prior
 from pyro_armed.guides import MeanFieldGuide
+from pyro_armed.membership import Membership
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.posterior import Chain, Posterior
 from pyro_armed.priors import PriorTable
@@ -77,6 +78,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
         "best": next(i for i, module in enumerate(modules) if module is model.module),
         "guide": _pack_guide(model, tensors),
         "idata": _arviz.pack(model._idata, tensors),
+        "membership": None if model._membership is None else model._membership.pack(tensors),
     }
     if model._plan is not None:
         header["network"] = _networks.describe(model._plan, [m.network for m in modules], tensors)  # type: ignore[misc]
@@ -160,6 +162,9 @@ def _restore(
     model._module = modules[header["best"]]
     model._guide = _unpack_guide(model, header["guide"], tensors)
     model._idata = _arviz.unpack(header["idata"], tensors)
+    # Files of earlier versions have no such entry.
+    stored = header.get("membership")
+    model._membership = None if stored is None else Membership.unpack(model._module, stored, tensors)
 
 
 def _pack_chains(

@@ -26,7 +26,7 @@ __all__ = [
     "row_modes",
 ]
 
-MODES = ("error", "population", "marginal", "adapt")
+MODES = ("error", "population", "marginal", "membership", "adapt")
 SEEN = "seen"
 
 
