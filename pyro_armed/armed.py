@@ -463,10 +463,12 @@ class ARMED:
             Group labels, for a model from arrays.
         offset, trials : array-like, shape (N,), optional
             As in training, for a model from arrays.
-        new_groups : {"error", "population", "marginal", "adapt"}
+        new_groups : {"error", "population", "marginal", "membership", "adapt"}
             What to do with groups that training did not have: refuse them, take the average group, draw
-            their effects from Normal(0, Sigma), one draw shared by all of a group's rows, or draw them given
-            the group's rows in ``support``. Groups without such rows then get ``"marginal"``.
+            their effects from Normal(0, Sigma), one draw shared by all of a group's rows, take in each draw
+            those of a seen group that the group's rows resemble or, where none is of use, such a draw (see
+            `fit_membership`), or draw them given the group's rows in ``support``. Groups without such rows
+            then get ``"marginal"``.
         support : pandas.DataFrame, tuple or mapping, optional
             Labelled rows of new groups, for ``"adapt"``: a data frame like that of training; for a model from
             arrays ``(x, y, groups)``, or a dictionary of these, ``weights``, ``offset`` and ``trials``.
