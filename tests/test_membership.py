@@ -1,7 +1,5 @@
 """Membership: what evidence of several rows is worth, when it is worth nothing, and whose effects follow."""
 
-import itertools
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -407,8 +405,8 @@ def test_images_tell_their_site(unfinished):
     assert (seen["seen"] == seen["group"].str.removeprefix("again ")).all()
 
 
-def test_quality_of_every_combination_is_finite(unfinished):
-    for groups, rows in itertools.product([3, 5], [2, 3]):
+def test_two_rows_of_three_groups_are_enough_to_run(unfinished):
+    for groups, rows in [(3, 2), (5, 3)]:
         model, data = small(groups=groups, rows=rows)
         quality = model.fit_membership(progressbar=False)
         assert np.isfinite(quality.drop(columns="factor").to_numpy(dtype=float)).all()

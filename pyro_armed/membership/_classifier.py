@@ -17,8 +17,8 @@ __all__ = ["log_probabilities", "train_classifier"]
 
 _BATCH = 256
 _MOST_STEPS = 1500
-_CHECK_EVERY = 100  # steps, at least one pass over the rows
-_PATIENCE = 4  # checks without a better held-out loss
+_CHECK_EVERY = 50  # steps, at least one pass over the rows
+_PATIENCE = 5  # checks without a better held-out loss
 _CHUNK = 4_000_000  # elements of rows x groups at a time
 
 
