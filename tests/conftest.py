@@ -35,6 +35,8 @@ ARVIZ1_MODULES = {
     "test_sampling",
     "test_summary",
     "test_diagnostics_groups",
+    "test_diagnostics_predictive_variance",
+    "test_cross_validation",
     "test_adversary_choice",
     "test_diagnostics_adversary",
     "test_diagnostics_confounding",

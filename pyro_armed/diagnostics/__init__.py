@@ -8,6 +8,7 @@ from pyro_armed.diagnostics._groups import group_log_likelihood
 from pyro_armed.diagnostics._importance import Importance, importance
 from pyro_armed.diagnostics._leakage import leakage
 from pyro_armed.diagnostics._loo import loo_group
+from pyro_armed.diagnostics._predictive_variance import predictive_variance
 from pyro_armed.diagnostics._sbc import SBC, sbc
 from pyro_armed.diagnostics._variance import icc
 
@@ -26,6 +27,7 @@ __all__ = [
     "khat",
     "leakage",
     "loo_group",
+    "predictive_variance",
     "probe_audit",
     "r_hat",
     "sbc",
