@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from pyro_armed.adversary import Adversary
+from pyro_armed.cross_validation._data import encode, take
+from pyro_armed.cross_validation._folds import Grouped, grouped_rows
+from pyro_armed.cross_validation._predict import Fold, fitted_folds
 from pyro_armed.diagnostics import leakage
 from pyro_armed.diagnostics._groups import only_group
 from pyro_armed.errors import ArgumentError, ConvergenceWarning
@@ -136,25 +139,24 @@ def choose_adversary(
     whole = made_on(model, data)
     if whole._plan is None:
         raise ArgumentError("choose_adversary needs a network; pass network=... to the model.")
-    group = only_group(whole.module, group)
+    grouped = grouped_rows(whole, data, only_group(whole.module, group))
     settings = adversary or whole.adversary or Adversary(1.0)
-    settings = replace(settings, groups=settings.groups or group)
-    rows, leaks = [], []
-    splits = list(_folds(whole, group, folds, seed))
-    bar = tqdm(total=len(splits) * len(candidates), desc="Weights", disable=not progressbar)
-    with bar:
-        for k, (inside, outside, labels) in enumerate(splits):
-            for weight in candidates:
-                one = made_on(model, data.iloc[inside], adversary=_adversary(settings, weight))
-                _quiet_fit(one, stream(seed, "fold", k) % 2**31, fit)
-                rows += _densities(one, data.iloc[outside], labels, weight, k, seed)
-                probe = stream(seed, "leakage", k)
-                found = leakage(one, factors=group, given_response=given_response, seed=probe)
-                leaks.append((weight, k, _excess(found), bool(found["leaks"].mean() > 0.5)))
+    settings = replace(settings, groups=settings.groups or grouped.group)
+    parts, leaks = [], []
+    bar = tqdm(total=folds * len(candidates) if isinstance(folds, int) else None, disable=not progressbar)
+    with bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for weight in candidates:
+            specification = _with(model, _adversary(settings, weight))
+            for fold in fitted_folds(specification, data, grouped, "cluster", folds, seed, False, fit):
+                parts.append(_densities(fold, data, grouped, seed).assign(weight=weight, fold=fold.number))
+                probe = stream(seed, "leakage", fold.number)
+                found = leakage(fold.model, factors=grouped.group, given_response=given_response, seed=probe)
+                leaks.append((weight, _excess(found), bool(found["leaks"].mean() > 0.5)))
                 bar.update()
-    groups = pd.DataFrame(rows, columns=["weight", "fold", "group", "nlpd"])
+    groups = pd.concat(parts, ignore_index=True)[["weight", "fold", "group", "nlpd"]]
     wide = groups.pivot_table(index=["fold", "group"], columns="weight", values="nlpd", sort=False)
-    table = _table(wide, pd.DataFrame(leaks, columns=["weight", "fold", "leakage", "leaks"]))
+    table = _table(wide, pd.DataFrame(leaks, columns=["weight", "leakage", "leaks"]))
     weight, words = _choice(table, wide, target)
     table["chosen"] = table["weight"] == weight
     return AdversaryChoice(table, groups, _adversary(settings, weight), words)
@@ -172,41 +174,21 @@ def _adversary(settings: Adversary, weight: float) -> Adversary | None:
     return replace(settings, weight=weight) if weight else None
 
 
-def _folds(
-    model: Any, group: str, folds: int, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Positions in the data of the rows inside and outside, and the groups of those outside."""
-    codes = model._training.batch.codes[group].cpu().numpy()
-    n_groups = model.spec.group(group).size
-    if not isinstance(folds, int) or isinstance(folds, bool) or not 2 <= folds <= n_groups:
-        raise ArgumentError(f"folds={folds!r} must be a whole number from 2 to {n_groups}, that of groups.")
-    if n_groups - -(-n_groups // folds) < 2:
-        raise ArgumentError(f"folds={folds} of {n_groups} groups leave fewer than two to train on; use more.")
-    rng = np.random.default_rng(stream(seed, "folds"))
-    fold = (rng.permutation(n_groups) % folds)[codes]
-    labels = np.array(model.spec.group(group).labels, dtype=object)[codes]
-    rows = np.asarray(model._training.index)
-    for k in range(folds):
-        yield rows[fold != k], rows[fold == k], labels[fold == k]
+def _with(model: Any, adversary: Adversary | None) -> Callable[[pd.DataFrame], Any]:
+    """The specification with another adversary."""
+    return lambda rows: made_on(model, rows, adversary=adversary)
 
 
-def _quiet_fit(model: Any, seed: int, fit: dict[str, Any]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(seed=seed, progressbar=False, **{"log_likelihood": False, **fit})
-
-
-def _densities(
-    model: Any, outside: pd.DataFrame, labels: np.ndarray, weight: float, fold: int, seed: int
-) -> list[tuple[float, int, Any, float]]:
-    encoded = model._encode(outside, None, response=True)
-    scores = pointwise(model._fitted(), encoded, "marginal", seed=stream(seed, "density", fold))
-    counts = scores["weight"].to_numpy() if "weight" in scores else np.ones(len(scores))
-    frame = pd.DataFrame({"group": labels, "total": scores["nlpd"].to_numpy() * counts, "count": counts})
-    sums = frame.groupby("group", sort=False)[["total", "count"]].sum()
+def _densities(fold: Fold, data: pd.DataFrame, grouped: Grouped, seed: int) -> pd.DataFrame:
+    """Mean negative log density of each left-out group's rows; columns ``group`` and ``nlpd``."""
+    encoded = encode(fold.model, take(data, grouped.rows[fold.rows]), "baseline")
+    scores = pointwise(fold.model._fitted(), encoded, "marginal", seed=stream(seed, "density", fold.number))
+    count = scores["weight"].to_numpy() if "weight" in scores else np.ones(len(scores))
+    codes = grouped.codes[fold.rows]
+    sums = pd.DataFrame({"total": scores["nlpd"].to_numpy() * count, "count": count}).groupby(codes).sum()
     sums = sums[sums["count"] > 0]
-    means = sums["total"] / sums["count"]
-    return [(weight, fold, label, float(mean)) for label, mean in means.items()]
+    labels = pd.Series([grouped.labels[code] for code in sums.index], dtype=object)
+    return pd.DataFrame({"group": labels, "nlpd": (sums["total"] / sums["count"]).to_numpy()})
 
 
 def _excess(found: pd.DataFrame) -> float:

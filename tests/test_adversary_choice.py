@@ -44,18 +44,18 @@ def test_off_is_a_candidate_and_every_group_is_left_out_once(choice, frame):
 
 
 def test_densities_and_leakage_are_those_of_the_folds_models(choice, frame):
-    """Fold 0 again by hand, with the seeds that it has."""
-    left_out = choice.groups.query("fold == 0 and weight == 1")
+    """The first fold again by hand, with the seeds that it has."""
+    left_out = choice.groups.query("fold == 1 and weight == 1")
     outside = frame["group"].isin(left_out["group"])
     model = model_of(frame[~outside], adversary=pa.Adversary(1.0, groups="group"))
     fit = {**QUICK, "log_likelihood": False}
     with pytest.warns(pa.errors.ConvergenceWarning):
-        model.fit(seed=stream(1, "fold", 0) % 2**31, **fit)
+        model.fit(seed=stream(1, "fold", 1) % 2**31, **fit)
     encoded = model._encode(frame[outside], None, response=True)
-    scores = pointwise(model._fitted(), encoded, "marginal", seed=stream(1, "density", 0))
+    scores = pointwise(model._fitted(), encoded, "marginal", seed=stream(1, "density", 1))
     expected = scores.groupby(frame.loc[outside, "group"].to_numpy())["nlpd"].mean()
     np.testing.assert_allclose(left_out.set_index("group")["nlpd"].sort_index(), expected.sort_index())
-    found = leakage(model, given_response=True, seed=stream(1, "leakage", 0))
+    found = leakage(model, given_response=True, seed=stream(1, "leakage", 1))
     assert found["n_groups"].tolist() == [4]
 
 
@@ -122,9 +122,10 @@ def test_the_picture_has_a_point_for_each_weight():
     [
         ({"weights": [-1.0]}, "weight of the adversary must be a number of at least 0"),
         ({"weights": 0.5}, "weights=0.5 must be numbers"),
-        ({"folds": 7}, "folds=7 must be a whole number from 2 to 6"),
+        ({"folds": 7}, "folds=7 is more than the 6 groups"),
         ({"target": 2.0}, "target=2.0"),
         ({"group": "site"}, "'site'"),
+        ({"epoch": 3}, "epoch= is no argument of fit"),
         ({"data": "rows"}, "data frame"),
         ({"model": "y ~ x"}, "a function that takes rows"),
     ],
@@ -141,5 +142,5 @@ def test_a_linear_predictor_has_nothing_to_hide(frame):
 
 def test_too_few_groups_are_named(frame):
     two = frame[frame["group"].isin(frame["group"].unique()[:2])]
-    with pytest.raises(ArgumentError, match="fewer than two to train on"):
+    with pytest.raises(ArgumentError, match="too few to leave whole groups out"):
         pa.choose_adversary(model_of(two), two, folds=2, **QUICK)
