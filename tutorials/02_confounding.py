@@ -87,8 +87,8 @@ for name, model in models.items():
 pd.DataFrame(rows, columns=["", "probes' share", "accuracy"]).set_index("").round(3)
 
 # %% [markdown]
-# Random effects lower the probes' share and raise the accuracy. The adversary changes little more here: it acts
-# on what the hidden features tell of the group, and that is another question.
+# Random effects lower the probes' share and raise the accuracy. The adversary changes little more here: it
+# acts on what the hidden features tell of the group, and that is another question.
 #
 # The bars show each column's importance and, where effects vary between groups, by how much.
 
