@@ -456,3 +456,39 @@ def test_runs_as_a_process(files):
     assert done.returncode == 2
     assert done.stderr == "pyro-armed: error: There is no model file 'nothing.armed'.\n"
     assert done.stdout == ""
+
+
+# --- cross-validation --------------------------------------------------------------------------------------
+
+
+def test_cross_validation_is_the_librarys(files, capsys):
+    out = files / "folds.parquet"
+    options = ["--cross-validate", "both", "--folds", "3", "--seed", "4", "--out", out]
+    code, text, err = run(capsys, "evaluate", FORMULA, files / "train.csv", *options, *SMALL)
+    assert code == 0
+    assert "Folds" not in err
+    frame = pd.read_csv(files / "train.csv")
+    expected = pa.cross_validate(
+        pa.ARMED(FORMULA, frame), frame, by="both", folds=3, seed=4, progressbar=False,
+        guide="mean_field", restarts=2, epochs=30, draws=40,
+    )  # fmt: skip
+    written = pd.read_parquet(out)
+    np.testing.assert_allclose(written["value"], expected["value"], rtol=1e-9)
+    assert written["fold"].tolist() == expected["fold"].astype(str).tolist()
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[0] == ["split", "metric", "value", "se"]
+    overall = expected.query("fold == 'all' and group == 'all'")
+    assert [line[:2] for line in lines[1:]] == overall[["split", "metric"]].to_numpy().tolist()
+    assert float(lines[1][2]) == pytest.approx(overall["value"].iloc[0], abs=6e-5)
+
+
+def test_cross_validation_options_that_do_not_fit(files, capsys):
+    data = files / "train.csv"
+    message = refused(capsys, files, "evaluate", files / "m.armed", data, "--cross-validate", "row")
+    assert "needs a formula" in message
+    message = refused(capsys, files, "evaluate", files / "m.armed", data, "--family", "poisson")
+    assert "--family is for --cross-validate" in message
+    message = refused(capsys, files, "evaluate", FORMULA, data, "--cross-validate", "cluster", "--folds", "1")
+    assert "folds=1" in message
+    message = refused(capsys, files, "evaluate", FORMULA, data, "--cross-validate", "row", "--support", data)
+    assert "--support cannot be used" in message

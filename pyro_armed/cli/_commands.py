@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pyro_armed import families
-from pyro_armed.adversary import Adversary
 from pyro_armed.armed import ARMED, load
+from pyro_armed.cli._cross_validate import add_cross_validation, cross_validated, refuse_model_options
+from pyro_armed.cli._models import add_model_options, fit_options, model_of
 from pyro_armed.cli._tables import (
     SUFFIXES,
     check_suffix,
@@ -24,7 +24,6 @@ from pyro_armed.cli._tables import (
 )
 from pyro_armed.cli._text import HelpFormatter, say, table_text
 from pyro_armed.errors import ArgumentError
-from pyro_armed.networks import MLP
 from pyro_armed.new_groups import MODES
 from pyro_armed.predict import KINDS
 
@@ -49,6 +48,11 @@ quantiles of the predictions; for a categorical or ordinal response these for ea
 EVALUATE_EXAMPLE = """\
 example:
   pyro-armed evaluate women.armed held_out.csv --new-groups marginal --out scores.csv
+  pyro-armed evaluate "use ~ age + urban + (1 | district)" women.csv --family bernoulli \\
+      --cross-validate both --folds 5 --out scores.csv
+
+With --cross-validate, scores of rows that were left out: of new groups, of groups that training had, or
+of both. The file has them for each fold and each group too.
 """
 
 
@@ -59,31 +63,7 @@ def add_fit(commands: Any) -> None:
     parser.add_argument("data", metavar="DATA", type=Path, help="training rows, .csv or .parquet")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.armed", help="the fitted model")
     parser.add_argument("--netcdf", type=Path, metavar="FILE.nc", help="the ArviZ object as netCDF")
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--family", default="gaussian", help=f"response family: {', '.join(families.FAMILIES)} (%(default)s)"
-    )
-    model.add_argument("--link", help="the family's link; its usual one if left out")
-    model.add_argument(
-        "--network",
-        type=_units,
-        metavar="UNITS",
-        help='hidden units of an MLP, such as "16,16"; none: linear',
-    )
-    model.add_argument(
-        "--adversary", type=float, metavar="WEIGHT", help="weight of the adversary; none without it"
-    )
-    model.add_argument(
-        "--missing", default="error", help="rows with missing values: error, drop or indicator (%(default)s)"
-    )
-    inference = parser.add_argument_group("inference")
-    inference.add_argument("--inference", default="svi", help="svi or nuts (%(default)s)")
-    inference.add_argument("--guide", default="structured", help="structured or mean_field (%(default)s)")
-    inference.add_argument("--restarts", type=int, default=4, help="restarts or chains (%(default)s)")
-    inference.add_argument("--draws", type=int, default=500, help="draws of each chain (%(default)s)")
-    inference.add_argument("--epochs", type=int, help="most passes over the data")
-    inference.add_argument("--batch-size", type=int, help="rows per step")
-    inference.add_argument("--learning-rate", type=float, help="first learning rate")
+    add_model_options(parser)
     _seed_and_quiet(parser)
     parser.set_defaults(run=_fit)
 
@@ -93,26 +73,8 @@ def _fit(options: argparse.Namespace) -> None:
     if options.netcdf is not None:
         check_writable(options.netcdf, NETCDF)
     frame = read_table(options.data, options.formula)
-    model = ARMED(
-        options.formula,
-        frame,
-        family=options.family,
-        link=options.link,
-        network=None if options.network is None else MLP(hidden=options.network),
-        adversary=None if options.adversary is None else Adversary(weight=options.adversary),
-        missing=options.missing,
-    )
-    idata = model.fit(
-        inference=options.inference,
-        guide=options.guide,
-        restarts=options.restarts,
-        draws=options.draws,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        seed=options.seed,
-        progressbar=not options.quiet,
-    )
+    model = model_of(options, options.formula, frame)
+    idata = model.fit(**fit_options(options), seed=options.seed, progressbar=not options.quiet)
     write_whole(options.out, model.save)
     if options.netcdf is not None:
         write_netcdf(options.netcdf, idata)
@@ -229,6 +191,7 @@ def add_evaluate(commands: Any) -> None:
     )
     _model_and_data(parser, "rows with their response, .csv or .parquet")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table too, .csv or .parquet")
+    add_cross_validation(parser)
     _seed_and_quiet(parser)
     parser.set_defaults(run=_evaluate)
 
@@ -236,6 +199,14 @@ def add_evaluate(commands: Any) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     if options.out is not None:
         check_writable(options.out, SUFFIXES)
+    if options.cross_validate is not None:
+        scores = cross_validated(options)
+        if options.out is not None:
+            write_table(options.out, scores.astype({"fold": str, "group": str}))
+        overall = scores[(scores["fold"].astype(str) == "all") & (scores["group"].astype(str) == "all")]
+        say(table_text(overall[["split", "metric", "value", "se"]], digits=4))
+        return
+    refuse_model_options(options)
     model, frame = _load_both(options)
     support = _support(options, model)
     scores = model.evaluate(frame, new_groups=options.new_groups, support=support, seed=options.seed)
@@ -246,9 +217,10 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _load_both(options: argparse.Namespace) -> tuple[ARMED, pd.DataFrame]:
     check_suffix(options.data, SUFFIXES)
-    if not options.model.is_file():
+    path = Path(options.model)
+    if not path.is_file():
         raise ArgumentError(f"There is no model file '{options.model}'.")
-    model = load(options.model)
+    model = load(path)
     return model, read_table(options.data, model.formula, model.spec.groups)
 
 
@@ -270,7 +242,7 @@ def _subcommand(commands: Any, name: str, what: str, example: str) -> argparse.A
 
 
 def _model_and_data(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("model", metavar="MODEL", type=Path, help="a file that `pyro-armed fit` has written")
+    parser.add_argument("model", metavar="MODEL", help="a file that `pyro-armed fit` has written")
     parser.add_argument("data", metavar="DATA", type=Path, help=what)
     parser.add_argument(
         "--new-groups",
@@ -292,13 +264,3 @@ def _seed_and_quiet(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, help="the same seed gives the same numbers (%(default)s)"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-
-
-def _units(text: str) -> tuple[int, ...]:
-    try:
-        units = tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        units = ()
-    if not units or min(units) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of layer sizes such as 16,16")
-    return units
