@@ -21,7 +21,7 @@ from pyro_armed.conformal import INTERVALS, regions_of
 from pyro_armed.design import Encoded, FormulaDesign
 from pyro_armed.diagnostics._adversary import record_adversary
 from pyro_armed.diagnostics._fit import record_verdict
-from pyro_armed.effects import RandomEffects
+from pyro_armed.effects import RandomEffects, ScaleBias
 from pyro_armed.errors import ArgumentError, NotFittedError
 from pyro_armed.evaluation import evaluate
 from pyro_armed.export import build_idata, prediction_idata, prior_idata
@@ -34,6 +34,7 @@ from pyro_armed.new_rows import encode_rows, encode_support, weights_column
 from pyro_armed.posterior import Posterior
 from pyro_armed.predict import predict_draws
 from pyro_armed.report import describe_model, render_graph
+from pyro_armed.spec import Reconstruction
 from pyro_armed.summary import Summary, summarize
 from pyro_armed.updating import update_effects
 
@@ -59,6 +60,8 @@ class ARMED:
         A function that returns a module gives each restart weights of its own.
     adversary : Adversary, optional
         Keeps group information out of the network.
+    random_effects : sequence of ScaleBias
+        Group effects within the network, which no formula can write; see `pyro_armed.effects.ScaleBias`.
     priors : mapping of str to Distribution, optional
         Priors by name, on the data's scale: ``{"1|district_sigma": dist.HalfNormal(1.0)}``.
     weights : str or array-like, optional
@@ -103,6 +106,7 @@ class ARMED:
         link: str | None = None,
         network: Any = None,
         adversary: Adversary | None = None,
+        random_effects: Sequence[ScaleBias] = (),
         priors: Mapping[str, Distribution] | None = None,
         weights: str | Any = None,
         missing: str = "error",
@@ -124,6 +128,7 @@ class ARMED:
             "link": link,
             "network": network,
             "adversary": adversary,
+            "random_effects": random_effects,
             "priors": priors,
             "weights": weights,
             "missing": missing,
@@ -142,6 +147,7 @@ class ARMED:
             weights=weights,
             namespace=namespace,
             within_between=within_between,
+            layers=_within_network(random_effects),
         )
         self._setup(design, network, adversary, priors, last_layer, fixed_effects_weight)
 
@@ -152,7 +158,7 @@ class ARMED:
         y: Any,
         groups: Mapping[str, Any],
         *,
-        random_effects: Sequence[RandomEffects] | None = None,
+        random_effects: Sequence[RandomEffects | ScaleBias] | None = None,
         family: str | Family = "gaussian",
         link: str | None = None,
         network: Any = None,
@@ -165,6 +171,7 @@ class ARMED:
         response_name: str = "y",
         missing: str = "error",
         standardize: bool = True,
+        reconstruction: str | Reconstruction | None = None,
         last_layer: str = "bayesian",
         fixed_effects_weight: float = 0.0,
     ) -> ARMED:
@@ -178,8 +185,9 @@ class ARMED:
             Responses.
         groups : mapping of str to array-like, shape (N,)
             Group labels of each grouping factor.
-        random_effects : sequence of RandomEffects, optional
-            None: an intercept for each grouping factor.
+        random_effects : sequence of RandomEffects and ScaleBias, optional
+            What varies between groups, in the predictor and within the network. None: an intercept for each
+            grouping factor.
         family, link, network, adversary, priors, last_layer, fixed_effects_weight
             As for `ARMED`.
         weights, offset, trials : array-like, shape (N,), optional
@@ -192,6 +200,10 @@ class ARMED:
             What to do with rows that have missing values.
         standardize : bool
             Whether columns of a two-dimensional x are standardised for the network.
+        reconstruction : {"normal", "bernoulli"} or Reconstruction, optional
+            Likelihood of x around its reconstruction, for a network that returns ``(output, reconstruction)``
+            such as `networks.AutoencoderClassifier`; None: normal for such a network. With it the model is
+            of inputs and responses jointly.
 
         Returns
         -------
@@ -234,10 +246,11 @@ class ARMED:
             "response_name": response_name,
             "missing": missing,
             "standardize": standardize,
+            "reconstruction": reconstruction,
             "last_layer": last_layer,
             "fixed_effects_weight": fixed_effects_weight,
         }
-        model._setup(design, network, adversary, priors, last_layer, fixed_effects_weight)
+        model._setup(design, network, adversary, priors, last_layer, fixed_effects_weight, reconstruction)
         return model
 
     def _setup(
@@ -248,6 +261,7 @@ class ARMED:
         priors: Mapping[str, Distribution] | None,
         last_layer: str,
         fixed_effects_weight: float,
+        reconstruction: str | Reconstruction | None = None,
     ) -> None:
         if adversary is not None and not isinstance(adversary, Adversary):
             raise ArgumentError(f"adversary={adversary!r} must be pa.Adversary(weight=...) or None.")
@@ -255,6 +269,8 @@ class ARMED:
             raise ArgumentError(
                 "adversary=... needs a network to work against; pass network=... or leave it out."
             )
+        if reconstruction is not None and network is None:
+            raise ArgumentError("reconstruction=... needs a network that gives one; leave it out.")
         self._design = design
         if last_layer not in LAST_LAYERS:
             raise ArgumentError(f"last_layer={last_layer!r} is not 'bayesian' or 'point'.")
@@ -266,7 +282,7 @@ class ARMED:
         data = design.training.batch
         self._plan = None
         if network is not None:
-            self._plan = NetworkPlan.inspect(network, design.spec, data, last_layer)
+            self._plan = NetworkPlan.inspect(network, design.spec, data, last_layer, reconstruction)
             data = replace(data, inputs=data.inputs.to(self._plan.dtype))  # type: ignore[union-attr]
         self._training: Encoded | None = replace(design.training, batch=data)
         self.spec = design.spec if self._plan is None else self._plan.complete(design.spec)
@@ -475,7 +491,8 @@ class ARMED:
         kind : {"mean", "response", "linear"}
             Expected response, drawn responses, or the linear predictor.
         draws : int, optional
-            Draws of each chain to use; None: all.
+            Draws of each chain to use; None: all, or 50 where group effects within the network make each draw
+            a pass of its own.
         intervals : {"posterior", "conformal"}, optional
             Add for each row where its response (whatever ``kind`` is) is expected: variables ``lower`` and
             ``upper``, or ``in_set`` for binary, categorical and ordinal responses. ``"posterior"``: the
@@ -977,3 +994,13 @@ def _auxiliary_weight(value: Any) -> float:
     if not 0.0 <= number < math.inf:
         raise ArgumentError(f"fixed_effects_weight={value!r} must be a number of at least 0.")
     return number
+
+
+def _within_network(effects: Any) -> Sequence[ScaleBias]:
+    effects = [effects] if isinstance(effects, ScaleBias) else effects
+    if not isinstance(effects, Sequence) or not all(isinstance(one, ScaleBias) for one in effects):
+        raise ArgumentError(
+            f"random_effects={effects!r} of a formula must be a list of pa.effects.ScaleBias; other effects are "
+            "terms such as (1 | group)."
+        )
+    return effects

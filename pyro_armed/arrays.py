@@ -28,15 +28,16 @@ from pyro_armed.design._rows import (
     gather_rows,
     group_order,
     input_array,
+    parted_effects,
     refuse_repeated_effects,
     slope_columns,
 )
 from pyro_armed.design._structure import effect_terms, linear_terms, network_terms, standardised
-from pyro_armed.effects import RandomEffects
+from pyro_armed.effects import RandomEffects, ScaleBias
 from pyro_armed.errors import ArgumentError, ArmedError, DataError, FileFormatError
 from pyro_armed.families import Family, Response, prepare_response
 from pyro_armed.groups import GroupIndex
-from pyro_armed.spec import FEATURES, EffectBlock, Predictor, Term
+from pyro_armed.spec import FEATURES, EffectBlock, Predictor, Term, with_layers
 
 __all__ = ["ArrayDesign"]
 
@@ -55,7 +56,7 @@ class ArrayDesign:
         Labels of each grouping factor.
     family : Family
         Response family.
-    random_effects : sequence of RandomEffects
+    random_effects : sequence of RandomEffects and ScaleBias
         What varies between groups. Factors of ``groups`` that none of them names are encoded too: an
         adversary may use them.
     network : bool
@@ -107,7 +108,7 @@ class ArrayDesign:
         y: Any,
         groups: Mapping[str, Any] | None,
         family: Family,
-        random_effects: Sequence[RandomEffects],
+        random_effects: Sequence[RandomEffects | ScaleBias],
         *,
         network: bool,
         weights: Any = None,
@@ -129,6 +130,7 @@ class ArrayDesign:
         self.shape = None if values is None else values.shape[1:]
         self.columns = column_names(columns, self.shape)
         groups = checked_groups(groups)
+        random_effects, within = parted_effects(random_effects)
         self._effects = checked_effects(random_effects, groups, network, family)
         self._slopes = [slope_columns(effects, self.columns) for effects in self._effects]
         refuse_repeated_effects(self._effects, self._slopes, self.columns)
@@ -139,9 +141,8 @@ class ArrayDesign:
             for name, labels in rows.groups.items()
         }
         response = self._response(rows, training=True)
-        self.spec = model_spec(
-            family, response, self._predictors(rows), self._groups, weights=_weights_of(rows)
-        )
+        spec = model_spec(family, response, self._predictors(rows), self._groups, weights=_weights_of(rows))
+        self.spec = with_layers(spec, within, "add it to groups=")
         self.training = self._encode(rows, response)
 
     def describe(self) -> str:
@@ -151,7 +152,8 @@ class ArrayDesign:
             if self.shape is None
             else f"inputs of shape (N{''.join(f', {n}' for n in self.shape)})"
         )
-        effects = ", ".join(repr(effects) for effects in self._effects) or "no random effects"
+        within = [f"scale and bias of {one.layer} by {one.group}" for one in self.spec.layers]
+        effects = ", ".join([*map(repr, self._effects), *within]) or "no random effects"
         return f"{self.response_name} from {inputs}; {effects}"
 
     def encode(
@@ -198,11 +200,11 @@ class ArrayDesign:
         for name in groups:
             if name not in self._groups:
                 raise DataError(f"groups has {name!r}, which training did not have (it had: {known}).")
-        for block in self.spec.blocks:
-            if block.group not in groups:
+        for one in [*self.spec.blocks, *self.spec.layers]:
+            if one.group not in groups:
                 raise DataError(
-                    f"groups lacks {block.group!r}, which has random effects; give "
-                    f"groups={{{block.group!r}: labels}}."
+                    f"groups lacks {one.group!r}, which has random effects; give "
+                    f"groups={{{one.group!r}: labels}}."
                 )
         if offset is None and self.spec.mu.offset:
             raise DataError("The model was trained with an offset; give offset= for the new rows.")

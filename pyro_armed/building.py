@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from pyro_armed.module import MixedEffectsModule
 from pyro_armed.objective import AdversaryHead
 from pyro_armed.priors import PriorTable
 from pyro_armed.seeds import seeded
-from pyro_armed.spec import ModelSpec
+from pyro_armed.spec import LayerEffects, ModelSpec, Reconstruction
 
 __all__ = ["LAST_LAYERS", "NetworkPlan", "build_adversary", "build_module", "is_classification"]
 
@@ -44,6 +44,10 @@ class NetworkPlan:
         ``"bayesian"`` or ``"point"``.
     dtype : torch.dtype
         Precision of its weights; everything else is in double precision.
+    layers : tuple of LayerEffects
+        Group effects within it, with the layers' numbers of channels.
+    reconstruction : Reconstruction or None
+        Likelihood of its inputs, if it reconstructs them.
     """
 
     source: nn.Module | Callable[[], nn.Module]
@@ -51,9 +55,18 @@ class NetworkPlan:
     n_features: int
     last_layer: str
     dtype: torch.dtype
+    layers: tuple[LayerEffects, ...] = ()
+    reconstruction: Reconstruction | None = None
 
     @classmethod
-    def inspect(cls, source: Any, spec: ModelSpec, data: Batch, last_layer: str) -> NetworkPlan:
+    def inspect(
+        cls,
+        source: Any,
+        spec: ModelSpec,
+        data: Batch,
+        last_layer: str,
+        reconstruction: str | Reconstruction | None = None,
+    ) -> NetworkPlan:
         """Try the network on a few rows.
 
         Parameters
@@ -66,6 +79,8 @@ class NetworkPlan:
             Training rows.
         last_layer : str
             How the last layer's weights are treated.
+        reconstruction : str or Reconstruction, optional
+            Likelihood of the inputs.
 
         Returns
         -------
@@ -74,7 +89,8 @@ class NetworkPlan:
         Raises
         ------
         ArgumentError
-            Where the network does not fit the data, or has no linear output layer although one is needed.
+            Where the network does not fit the data, has no linear output layer although one is needed, none
+            of the layers that are to have group effects, or no reconstruction although one is asked for.
         """
         if last_layer not in LAST_LAYERS:
             raise ArgumentError(f"last_layer={last_layer!r} is not 'bayesian' or 'point'.")
@@ -84,17 +100,22 @@ class NetworkPlan:
         layer, why = _output_layer(network.eval(), example)
         with torch.no_grad():
             networks.network_output(network, example, columns=spec.n_predictors)
+        last = layer if last_layer == "bayesian" else None
+        found = cls(
+            source, None, 0, "point", dtype, *_within(network, spec, data, example, reconstruction, last)
+        )
         if layer is None:
             if why is not None and any(block.uses_features for block in spec.blocks):
                 raise why
-            return cls(source, None, 0, "point", dtype)
+            return found
         with torch.no_grad():
             features, _ = networks.features_and_output(network, example, layer)
-        return cls(source, layer, features.shape[1], last_layer, dtype)
+        return replace(found, output_layer=layer, n_features=features.shape[1], last_layer=last_layer)
 
     def complete(self, spec: ModelSpec) -> ModelSpec:
         """The specification with the width of the last hidden layer, and coefficients on it if Bayesian."""
-        return spec.with_features(self.n_features, coefficients=self.last_layer == "bayesian")
+        spec = spec.with_features(self.n_features, coefficients=self.last_layer == "bayesian")
+        return replace(spec, layers=self.layers, reconstruction=self.reconstruction)
 
     def instance(self, spec: ModelSpec, data: Batch, seed: int) -> nn.Module:
         """A network for one chain; see `ARMED.fit` for what restarts share."""
@@ -109,6 +130,40 @@ def _output_layer(network: nn.Module, example: Tensor) -> tuple[str | None, Argu
         if isinstance(error.__cause__, Exception) or any(map(is_lazy, network.parameters())):
             raise
         return None, error
+
+
+def _within(
+    network: nn.Module,
+    spec: ModelSpec,
+    data: Batch,
+    example: Tensor,
+    reconstruction: str | Reconstruction | None,
+    output_layer: str | None,
+) -> tuple[tuple[LayerEffects, ...], Reconstruction | None]:
+    """Group effects within the network with their sizes, and the likelihood of what it reconstructs."""
+    wanted = {one.layer: one.normalize for one in spec.layers}
+    shapes = networks.layer_shapes(network, example, wanted, output_layer)
+    layers = tuple(
+        replace(one, channels=shapes[one.layer].channels, spread=shapes[one.layer].spread)
+        for one in spec.layers
+    )
+    with torch.no_grad():
+        rebuilt = networks.run_network(network, example).reconstruction
+    if rebuilt is None:
+        if reconstruction is not None:
+            raise ArgumentError(
+                "reconstruction=... needs a network that returns two tensors, its output and a reconstruction "
+                "of the input's shape; this one returns one."
+            )
+        return layers, None
+    if not isinstance(reconstruction, Reconstruction):
+        reconstruction = Reconstruction(reconstruction or "normal")
+    inputs: Tensor = data.inputs  # type: ignore[assignment]
+    if reconstruction.likelihood == "bernoulli" and not bool(((inputs == 0) | (inputs == 1)).all()):
+        raise ArgumentError(
+            "reconstruction='bernoulli' is for inputs that are 0 or 1; x has others: use 'normal'."
+        )
+    return layers, replace(reconstruction, scale=float(inputs.double().std()) or 1.0)
 
 
 def _instance(source: Any, spec: ModelSpec, data: Batch, seed: int) -> nn.Module:
@@ -126,13 +181,9 @@ def _instance(source: Any, spec: ModelSpec, data: Batch, seed: int) -> nn.Module
             f"network={source!r} must be a torch.nn.Module, a function that makes one, or None."
         )
     network = network.to(data.inputs.device)
-    if isinstance(network, (networks.MLP, networks.CNN)):
+    if isinstance(network, networks.BuiltIn):
         if not network.is_built:
-            shape = data.inputs.shape[1:]
-            if isinstance(network, networks.MLP):
-                network.build(shape[0], spec.n_predictors, seed=seed)
-            else:
-                network.build(shape, spec.n_predictors, seed=seed)
+            network.build_for(data.inputs.shape[1:], spec.n_predictors, seed=seed)
             network = network.to(data.inputs.device)
         elif seed:
             networks.reinitialise(network, seed)

@@ -59,7 +59,8 @@ def draw_chain(
     parts: list[dict[str, Tensor]] = []
     log_weights: list[Tensor] = []
     with seeded(stream(seed, "posterior")), local_parameters():
-        hidden = module.hidden(data)
+        # Where effects within the network differ between draws, the model makes a pass for each.
+        hidden = module.hidden(data) if weights and not module.spec.layers else None
         for start in range(0, draws, chunk):
             size = min(chunk, draws - start)
             with pyro.plate(DRAWS, size, dim=-2):

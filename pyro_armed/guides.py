@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,7 @@ def latent_sites(module: MixedEffectsModule, batch: Batch) -> list[LatentSite]:
         bijection = biject_to(node["fn"].support)
         draws = torch.stack([bijection.inv(trace.nodes[name]["value"]) for trace in traces])
         start = draws.median(dim=0).values
-        if name.endswith(("_offset", "_cholesky")):
+        if group is not None or name.endswith("_cholesky"):
             start = torch.zeros_like(start)
         sites.append(LatentSite(name, group, node["value"].shape, start.shape, node["fn"].support, start))
     return sites
@@ -125,6 +126,32 @@ class MeanFieldGuide(LocalPyroModule):
             spread = 0.3 if site.name == "features_raw" else 0.05
             self.locations.append(nn.Parameter(site.start + spread * noise))
             self.log_scales.append(nn.Parameter(torch.full_like(site.start, math.log(init_scale))))
+
+    def restricted(self, names: Collection[str]) -> MeanFieldGuide:
+        """The guide of some of the sites, with the same parameters.
+
+        Parameters
+        ----------
+        names : collection of str
+            Names of sample sites.
+
+        Returns
+        -------
+        MeanFieldGuide
+        """
+        kept = [i for i, site in enumerate(self.sites) if site.name in names]
+        guide = type(self).__new__(type(self))
+        LocalPyroModule.__init__(guide)
+        guide.sites, guide.group_sizes = [self.sites[i] for i in kept], self.group_sizes
+        guide.locations = nn.ParameterList(self.locations[i] for i in kept)
+        guide.log_scales = nn.ParameterList(self.log_scales[i] for i in kept)
+        return guide
+
+    @torch.no_grad()
+    def centers(self) -> dict[str, Tensor]:
+        """Each site's value at the mean of its Gaussian on the unconstrained scale."""
+        pairs = zip(self.sites, self.locations, strict=True)
+        return {site.name: biject_to(site.support)(location.detach()) for site, location in pairs}
 
     def forward(self, batch: Batch | None = None, hidden: object = None) -> dict[str, Tensor]:
         """Draw all latent variables.

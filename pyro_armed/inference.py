@@ -9,6 +9,7 @@ from numbers import Integral
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_armed.adversary import Adversary
 from pyro_armed.batch import Batch
@@ -21,10 +22,10 @@ from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.objective import AdversaryHead, Objective
 from pyro_armed.posterior import Chain, Posterior
-from pyro_armed.sampling import sample_nuts
+from pyro_armed.sampling import CONDITIONS_ON, sample_nuts
 from pyro_armed.seeds import generator_for
 from pyro_armed.spec import ModelSpec
-from pyro_armed.structured import StructuredGuide
+from pyro_armed.structured import JointGuide, StructuredGuide
 from pyro_armed.structured_fit import correct_globals, draw_effects, fit_structured
 from pyro_armed.training import TrainingResult, TrainingSettings, no_validation, single_thread, train
 
@@ -111,8 +112,8 @@ class FittedChain:
         ELBO of the data set.
     converged : bool
         Whether the ELBO stopped rising.
-    khat : float
-        Pareto k of the guide.
+    khat : float or None
+        Pareto k of the guide; None where it would take a pass of the network for each draw.
     notes : dict
         What else to say about it in the exported attributes.
     """
@@ -121,7 +122,7 @@ class FittedChain:
     guide: Any
     elbo: float
     converged: bool
-    khat: float
+    khat: float | None
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -181,11 +182,16 @@ def infer(ingredients: Ingredients, settings: InferenceSettings) -> InferenceRes
         "network": ingredients.plan is not None,
         "elbo": best.elbo,
         "converged": all(one.converged for one in fitted),
-        "khat": max(one.khat for one in fitted),
+        **_worst_khat(fitted),
         **_joined_notes([one.notes for one in fitted]),
     }
     posterior = Posterior([one.chain for one in fitted], attributes)
     return InferenceResult(posterior, best.chain.module, best.guide)
+
+
+def _worst_khat(fitted: list[FittedChain]) -> dict[str, float]:
+    known = [one.khat for one in fitted if one.khat is not None]
+    return {"khat": max(known)} if known else {}
 
 
 def _joined_notes(notes: list[dict[str, Any]]) -> dict[str, Any]:
@@ -201,21 +207,70 @@ def _joined_notes(notes: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _nuts(ingredients: Ingredients, settings: InferenceSettings) -> InferenceResult:
     """NUTS; a network is trained by SVI first, and the best restart's is kept."""
+    guide = None
     if ingredients.plan is None:
         module = build_module(ingredients.spec, ingredients.priors, None, ingredients.data, settings.seed)
     else:
-        module = infer(ingredients, replace(settings, inference="svi", guide="mean_field")).module
+        trained = infer(ingredients, replace(settings, inference="svi", guide="mean_field"))
+        module, guide = trained.module, trained.guide
+    given, hidden = _given_network(module, guide, ingredients.data)
     posterior = sample_nuts(
-        module,
+        given,
         ingredients.data,
+        hidden,
         draws=settings.draws,
         warmup=settings.warmup,
         chains=settings.restarts,
         seed=settings.chain_seed(0),
         progressbar=settings.progressbar,
     )
-    posterior.attributes["seed"] = settings.seed
+    for number, chain in enumerate(posterior.chains):
+        chain.module = module
+        if given is not module:
+            drawn = _drawn_within(
+                module, guide, ingredients.data, settings.draws, settings.chain_seed(number)
+            )
+            chain.values |= drawn
+    posterior.attributes |= {"seed": settings.seed, **_conditions(module)}
     return InferenceResult(posterior, module, None)
+
+
+def _given_network(
+    module: MixedEffectsModule, guide: MeanFieldGuide | None, data: Batch
+) -> tuple[MixedEffectsModule, Any]:
+    """The model of the response given the network, and the network's pass over all rows.
+
+    Effects within the network are taken at the means that training has found: their exact posterior would
+    take a pass of the network over all rows for each evaluation.
+    """
+    module.eval()
+    with torch.no_grad(), local_parameters():
+        if guide is None or not module.spec.network_sites:
+            return module, module.hidden(data)
+        return module.given_network(), module.hidden(data, guide.centers())
+
+
+def _drawn_within(
+    module: MixedEffectsModule, guide: Any, data: Batch, draws: int, seed: int
+) -> dict[str, Tensor]:
+    """Draws of the effects within the network, independent of all else, from the guide of training."""
+    values = draw_chain(module, guide, data, draws, seed=seed, weights=False).values
+    return {name: values[name] for name in module.spec.network_sites if name in values}
+
+
+def _conditions(module: MixedEffectsModule) -> dict[str, str]:
+    """What the posterior takes as known, in words for the attributes."""
+    if module.network is None:
+        return {}
+    notes = {"conditions_on": CONDITIONS_ON}
+    if module.spec.layers:
+        notes["conditions_on"] += ", and the group effects within its layers, at their SVI means"
+        notes["effects_within_layers"] = (
+            "mean-field Gaussians of the SVI phase, drawn independently of everything else"
+        )
+    if module.spec.reconstruction is not None:
+        notes["reconstruction"] = f"{module.spec.reconstruction.likelihood} likelihood in the SVI phase"
+    return notes
 
 
 def _restart(ingredients: Ingredients, settings: InferenceSettings, restart: int) -> FittedChain:
@@ -274,12 +329,16 @@ def _mean_field(
 ) -> FittedChain:
     trained = _train_mean_field(ingredients, settings, module, seed, label)
     guide, result = trained.guide, trained.result
-    chain = draw_chain(module, guide, ingredients.data, settings.draws, seed=seed)
+    weighed = not module.spec.network_sites
+    chain = draw_chain(module, guide, ingredients.data, settings.draws, seed=seed, weights=weighed)
     chain.trace = result.elbo
-    _, khat = pareto_smooth(chain.stats["log_weight"])
-    chain.quality = {"khat": khat, "converged": torch.tensor(float(result.converged))}
+    chain.quality = {"converged": torch.tensor(float(result.converged))}
+    khat = None
+    if weighed:
+        _, chain.quality["khat"] = pareto_smooth(chain.stats["log_weight"])
+        khat = float(chain.quality["khat"])
     trained.record(chain)
-    return FittedChain(chain, guide, result.final * ingredients.spec.n_rows, result.converged, float(khat))
+    return FittedChain(chain, guide, result.final * ingredients.spec.n_rows, result.converged, khat)
 
 
 def _structured(
@@ -292,20 +351,21 @@ def _structured(
 ) -> FittedChain:
     """All but the network's body, which stays where training has left it."""
     data, n_rows = ingredients.data, ingredients.spec.n_rows
-    module.eval()
-    with torch.no_grad():
-        hidden = module.hidden(data)
-    guide = StructuredGuide(module, data, hidden)
+    within = None if trained is None else trained.guide
+    given, hidden = _given_network(module, within, data)
+    guide = StructuredGuide(given, data, hidden)
     fit = fit_structured(guide, seed=seed, progressbar=settings.progressbar, label=label)
     globals_ = correct_globals(guide, settings.draws, seed=seed)
     values, ratios = draw_effects(guide, globals_.theta, seed=seed)
-    chain = Chain(module, without_row_axis(module, values), {"log_weight": globals_.log_weight}, fit.elbo)
+    drawn = {} if given is module else _drawn_within(module, within, data, settings.draws, seed)
+    chain = Chain(module, without_row_axis(given, values), {"log_weight": globals_.log_weight}, fit.elbo)
+    chain.values |= drawn
     notes: dict[str, Any] = {
         "importance_corrected": globals_.corrected,
         "importance_ess": globals_.effective_size,
     }
     if trained is not None:
-        notes["conditions_on"] = "the network's weights below the last layer, at their SVI estimate"
+        notes |= _conditions(module)
         chain.trace = torch.cat([trained.result.elbo, fit.elbo])
         trained.record(chain)
     if ratios.shape[1]:
@@ -315,6 +375,8 @@ def _structured(
     converged = fit.converged and (trained is None or trained.result.converged)
     chain.quality |= {"khat": torch.tensor(globals_.khat), "converged": torch.tensor(float(converged))}
     elbo = float(fit.elbo[-25:].mean()) * n_rows
+    if given is not module and within is not None:
+        guide = JointGuide(guide, within.restricted(module.spec.network_sites))
     return FittedChain(chain, guide, elbo, converged, globals_.khat, notes)
 
 

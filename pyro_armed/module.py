@@ -6,7 +6,11 @@ For row i of group c = g(i), with x_i, response y_i and the notation of Laird an
     u_{g,c} = D(tau_g) L_g z_{g,c},  z ~ Normal(0, 1),  L_g L_g' = R_g
     y_i ~ family(eta_i, auxiliaries)
 
-The adversary and the fixed-effects loss are no part of it.
+Effects within the network stand on channels h of its layers, so that f(x_i) is f(x_i; gamma_c, b_c)::
+
+    h -> (1 + gamma_c) h + b_c,  gamma_c ~ Normal(0, tau_gamma), b_c ~ Normal(0, tau_b)
+
+and a network that reconstructs its input gives that a likelihood too. The adversary and the fixed-effects loss are no part of it.
 """
 
 from __future__ import annotations
@@ -21,18 +25,28 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_armed import networks
 from pyro_armed.batch import Batch
 from pyro_armed.errors import NotFittedError
 from pyro_armed.families import get_link
 from pyro_armed.local import LocalPyroModule
-from pyro_armed.networks import features_and_output
+from pyro_armed.networks import Pass
+from pyro_armed.passes import (
+    RECONSTRUCTION,
+    are_draws,
+    input_distribution,
+    network_inputs,
+    run_rows,
+    single_draws,
+)
 from pyro_armed.priors import Prior, PriorTable, corr_name
-from pyro_armed.spec import FEATURES, INTERCEPT, EffectBlock, ModelSpec, Predictor, Term
+from pyro_armed.spec import FEATURES, INTERCEPT, EffectBlock, LayerEffects, ModelSpec, Predictor, Term
 
 __all__ = ["MixedEffectsModule"]
 
 OBSERVATIONS = "__obs__"
 Values = Mapping[str, Tensor]
+Hidden = tuple[Tensor, Tensor] | Pass | None
 
 
 class MixedEffectsModule(LocalPyroModule):
@@ -40,8 +54,10 @@ class MixedEffectsModule(LocalPyroModule):
 
     Called without arguments it is the model of the training data; with a `Batch` it is the model of those
     rows, the likelihood scaled to the whole data set. Sample sites: ``NAME_raw`` for common effects of order
-    one, ``EFFECT_sigma``, ``GROUP_corr_cholesky``, ``EFFECT_offset`` (one per group, standard normal) and
-    auxiliary parameters; everything else that the posterior reports is deterministic.
+    one, ``EFFECT_sigma``, ``GROUP_corr_cholesky``, ``EFFECT_offset`` (one per group, standard normal),
+    ``scale[LAYER]|GROUP`` and ``bias[LAYER]|GROUP`` (effects within the network) and auxiliary parameters;
+    everything else that the posterior reports is deterministic. Observed are the response and, where the
+    network gives one, ``reconstruction``.
 
     Parameters
     ----------
@@ -77,6 +93,21 @@ class MixedEffectsModule(LocalPyroModule):
         self.network = network
         self.output_layer = output_layer
         self.data = data
+        self._still = () if network is None else networks.still_parts(network)
+
+    def train(self, mode: bool = True) -> MixedEffectsModule:
+        """Training or evaluation mode; frozen parts of the network stay in the latter."""
+        super().train(mode)
+        if mode and self.network is not None:
+            networks.keep_still(self.network, self._still)
+        return self
+
+    def given_network(self) -> MixedEffectsModule:
+        """The model of the response alone: without a network, whose pass is to be given as ``hidden``."""
+        spec = self.spec.given_network()
+        known = PriorTable(spec)
+        priors = {name: prior for name, prior in self.priors.user.items() if name in known}
+        return MixedEffectsModule(spec, PriorTable(spec, priors), None, self.output_layer, self.data)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MixedEffectsModule:
         super()._apply(fn, recurse)
@@ -87,7 +118,7 @@ class MixedEffectsModule(LocalPyroModule):
             )
         return self
 
-    def forward(self, batch: Batch | None = None, hidden: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, batch: Batch | None = None, hidden: Hidden = None) -> Tensor:
         """Draw from the model, or score what an enclosing handler fixes.
 
         Parameters
@@ -101,6 +132,11 @@ class MixedEffectsModule(LocalPyroModule):
         -------
         Tensor, shape (..., B) or (..., B, R)
             The linear predictor of the mean.
+
+        Raises
+        ------
+        NotFittedError
+            Without a batch where there is no training data.
         """
         if batch is None:
             batch = self.data
@@ -109,10 +145,12 @@ class MixedEffectsModule(LocalPyroModule):
                 "This module has no training data (it was loaded from a file): pass a Batch."
             )
         values = self.sample_latents(batch)
-        if hidden is None:
-            hidden = self.hidden(batch)
+        if self.spec.reconstruction is not None and not isinstance(hidden, Pass):
+            hidden = self.passed(batch, values)
+        elif hidden is None:
+            hidden = self.hidden(batch, values)
         etas = {p.parameter: self.linear_predictor(p, values, batch, hidden) for p in self.spec.predictors}
-        self._observe(etas, values, batch)
+        self._observe(etas, values, batch, hidden)
         return etas["mu"]
 
     # --- drawing -----------------------------------------------------------------------------------------
@@ -150,6 +188,10 @@ class MixedEffectsModule(LocalPyroModule):
         self._sample_auxiliaries(values)
         for block in self.spec.blocks:
             self._sample_covariance(block, values)
+        within = [f"{name}_sigma" for layer in self.spec.layers for name in layer.names]
+        for name in [*within, f"{RECONSTRUCTION}_sigma"]:
+            if name in self.priors:
+                values[name] = pyro.sample(name, self.priors[name].raw)
         return values
 
     def _sample_raw(self, name: str) -> Tensor:
@@ -185,6 +227,9 @@ class MixedEffectsModule(LocalPyroModule):
                 stack.enter_context(plate)
                 for block in blocks:
                     self._sample_block(block, values)
+                for layer in self.spec.layers:
+                    if layer.group == group.name:
+                        self._sample_layer(layer, values)
 
     def _sample_covariance(self, block: EffectBlock, values: dict[str, Tensor]) -> None:
         for term in block.terms:
@@ -210,7 +255,14 @@ class MixedEffectsModule(LocalPyroModule):
             event_dim = self._event_dim(f"{name}_sigma")
             values[name] = pyro.deterministic(name, effect, event_dim=event_dim)
 
-    def _observe(self, etas: Mapping[str, Tensor], values: Values, batch: Batch) -> None:
+    def _sample_layer(self, layer: LayerEffects, values: dict[str, Tensor]) -> None:
+        """Scales and biases of a layer, not standardised: many rows of a group determine them well."""
+        for name in layer.names:
+            sd = values[f"{name}_sigma"].unsqueeze(-1)
+            normal = dist.Normal(torch.zeros_like(sd), sd).expand((*sd.shape[:-1], layer.channels))
+            values[name] = pyro.sample(name, normal.to_event(1))
+
+    def _observe(self, etas: Mapping[str, Tensor], values: Values, batch: Batch, hidden: Hidden) -> None:
         distribution = self.response_distribution(etas, values, batch)
         with ExitStack() as stack:
             stack.enter_context(pyro.plate(OBSERVATIONS, batch.n_rows, subsample=batch.rows, dim=-1))
@@ -220,6 +272,11 @@ class MixedEffectsModule(LocalPyroModule):
                 stack.enter_context(poutine.mask(mask=counted))  # type: ignore[call-overload]
                 stack.enter_context(poutine.scale(scale=batch.weights.masked_fill(~counted, 1.0)))
             pyro.sample(self.spec.response, distribution, obs=batch.response)
+            likelihood = self.spec.reconstruction
+            if likelihood is not None and isinstance(hidden, Pass) and self.network is not None:
+                stack.enter_context(poutine.scale(scale=likelihood.weight))
+                distribution = input_distribution(likelihood, hidden, values)
+                pyro.sample(RECONSTRUCTION, distribution, obs=network_inputs(self.network, batch))
 
     # --- pure functions of values ------------------------------------------------------------------------
 
@@ -256,26 +313,48 @@ class MixedEffectsModule(LocalPyroModule):
                 derived[corr_name(self.spec, block)] = factor @ factor.mT
         return derived
 
-    def hidden(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """The network's features, shape (B, F), and its output, shape (B, R); None without a network."""
+    def hidden(self, batch: Batch, values: Values | None = None) -> tuple[Tensor, Tensor] | None:
+        """The network's features and output.
+
+        Parameters
+        ----------
+        batch : Batch
+            Rows. In evaluation mode without gradients they are taken some at a time.
+        values : mapping of str to Tensor, optional
+            With the group effects within the network; None: those of the average group, zero. The adversary
+            and whatever else asks for the fixed effects reads these.
+
+        Returns
+        -------
+        features, output : Tensor, shapes (B, F), (B, R)
+            With S leading where the effects are S draws, (S, C, K). None without a network.
+        """
         if self.network is None:
             return None
-        weights = next((p for p in self.network.parameters() if p.is_floating_point()), None)
-        inputs: Tensor = batch.inputs  # type: ignore[assignment]
-        inputs = inputs if weights is None else inputs.to(weights.dtype)
-        if self.output_layer is None:
-            features, output = inputs.new_empty(batch.size, 0), self.network(inputs)
-        else:
-            features, output = features_and_output(self.network, inputs, self.output_layer)
+        if values is None or not are_draws(self.spec, values):
+            return self.passed(batch, values)[:2]
+        # Draw by draw: reconstructions of all draws might not fit into memory.
+        passes = [self.passed(batch, one)[:2] for one in single_draws(self.spec, values)]
+        features, output = zip(*passes, strict=True)
+        return torch.stack(features), torch.stack(output)
+
+    def passed(self, batch: Batch, values: Values | None = None) -> Pass:
+        """As `hidden`, with the reconstruction of the inputs if the network gives one."""
+        if self.network is None:
+            raise RuntimeError("the model has no network")
+        if values is not None and are_draws(self.spec, values):
+            passes = zip(*(self.passed(batch, one) for one in single_draws(self.spec, values)), strict=True)
+            return Pass(*(None if part[0] is None else torch.stack(part) for part in passes))
+        features, output, rebuilt = run_rows(self.network, self.spec, batch, values, self.output_layer)
         # Everything but the network itself is in the precision of the priors.
-        return features.to(self.priors.dtype), output.reshape(batch.size, -1).to(self.priors.dtype)
+        return Pass(features.to(self.priors.dtype), output.to(self.priors.dtype), rebuilt)
 
     def linear_predictor(
         self,
         predictor: Predictor,
         values: Values,
         batch: Batch,
-        hidden: tuple[Tensor, Tensor] | None = None,
+        hidden: Hidden = None,
         random: bool = True,
     ) -> Tensor:
         """The linear predictor of one parameter.
@@ -290,7 +369,7 @@ class MixedEffectsModule(LocalPyroModule):
         batch : Batch
             Rows.
         hidden : tuple of Tensor, optional
-            From `hidden`.
+            From `hidden`; with ``random=False`` from ``hidden(batch)``, without effects.
         random : bool
             Whether the group effects are included.
 
@@ -304,10 +383,10 @@ class MixedEffectsModule(LocalPyroModule):
             eta = eta + values[predictor.common_name(INTERCEPT)]
         if predictor.network:
             if hidden is None:
-                hidden = self.hidden(batch)
+                hidden = self.hidden(batch, values if random else None)
             if predictor.common_name(FEATURES) not in self.priors:
                 spread = self.spec.response_scale
-                eta = eta + spread * (hidden[1] if outputs else hidden[1][:, 0])  # type: ignore[index]
+                eta = eta + spread * (hidden[1] if outputs else hidden[1][..., 0])  # type: ignore[index]
         elif predictor.terms:
             eta = eta + rows_times(
                 batch.columns[predictor.parameter], self._standardised(predictor, values), outputs
@@ -321,9 +400,7 @@ class MixedEffectsModule(LocalPyroModule):
             eta = eta + self.block_contribution(block, values, batch, hidden)
         return eta
 
-    def block_contribution(
-        self, block: EffectBlock, values: Values, batch: Batch, hidden: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
+    def block_contribution(self, block: EffectBlock, values: Values, batch: Batch, hidden: Hidden) -> Tensor:
         """What one block of group effects adds to its predictor, shape (..., B) or (..., B, R)."""
         outputs = self._outputs(block.parameter)
         codes = batch.codes[block.group]
@@ -337,18 +414,19 @@ class MixedEffectsModule(LocalPyroModule):
                 total = total + gathered * (slope[:, None] if outputs else slope)
             else:
                 gathered = effect[..., codes, :, :] if outputs else effect[..., codes, :]
-                slope = self.slope_columns(block, batch, hidden)[:, column : column + term.size]
-                total = total + (gathered * (slope[:, :, None] if outputs else slope)).sum(
+                slope = self.slope_columns(block, batch, hidden)[..., column : column + term.size]
+                total = total + (gathered * (slope[..., None] if outputs else slope)).sum(
                     -2 if outputs else -1
                 )
             column += term.size
         return total
 
-    def slope_columns(self, block: EffectBlock, batch: Batch, hidden: tuple[Tensor, Tensor] | None) -> Tensor:
+    def slope_columns(self, block: EffectBlock, batch: Batch, hidden: Hidden) -> Tensor:
         """The columns that a block's effects multiply, shape (B, K)."""
         columns = batch.slopes[block.key]
         if block.uses_features:
-            columns = torch.cat([columns, hidden[0]], dim=-1)  # type: ignore[index]
+            features: Tensor = hidden[0]  # type: ignore[index]
+            columns = torch.cat([columns.expand(*features.shape[:-1], -1), features], dim=-1)
         return columns
 
     def auxiliaries(self, etas: Mapping[str, Tensor], values: Values) -> dict[str, Tensor]:
@@ -430,7 +508,7 @@ class MixedEffectsModule(LocalPyroModule):
 
     def effect_names(self) -> set[str]:
         """Names of the group effects, whose first axis is the group."""
-        return {block.effect_name(term) for block in self.spec.blocks for term in block.terms}
+        return set(self.spec.effect_names())
 
     def _outputs(self, parameter: str) -> int:
         return int(parameter == "mu" and self.spec.n_predictors > 1)
@@ -453,7 +531,7 @@ def rows_times(columns: Tensor, coefficients: Tensor, outputs: int) -> Tensor:
 
     Parameters
     ----------
-    columns : Tensor, shape (B, K)
+    columns : Tensor, shape (B, K) or (S, B, K)
         Rows.
     coefficients : Tensor, shape (K,), (K, R), (..., 1, K) or (..., 1, K, R)
         Coefficients; a plate of draws leaves an axis of size one for the rows.
@@ -467,6 +545,7 @@ def rows_times(columns: Tensor, coefficients: Tensor, outputs: int) -> Tensor:
     if outputs:
         if coefficients.dim() == 2:
             return columns @ coefficients
+        columns = columns.unsqueeze(-3) if columns.dim() > 2 else columns
         return (columns @ coefficients).flatten(-3, -2)
     if coefficients.dim() == 1:
         return columns @ coefficients

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,12 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from pyro_armed.adversary import Adversary, adversary_loss, label_columns
 from pyro_armed.batch import Batch
-from pyro_armed.module import MixedEffectsModule
-from pyro_armed.networks import flattened, layer_outputs
+from pyro_armed.module import Hidden, MixedEffectsModule
+from pyro_armed.networks import Pass, flattened, layer_outputs, still_statistics
+from pyro_armed.passes import input_distribution, network_inputs
+from pyro_armed.seeds import seeded
 
 __all__ = ["AdversaryHead", "LossParts", "Objective", "negative_elbo"]
-
-Hidden = tuple[Tensor, Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ class Objective:
 
     Notes
     -----
-    With neither auxiliary term ``total`` is the negative ELBO per row, to the last bit.
+    With neither auxiliary term ``total`` is the negative ELBO per row, to the last bit. The auxiliary terms
+    see the network of the average group: with group effects within its layers that takes a second pass.
     """
 
     def __init__(
@@ -136,15 +137,17 @@ class Objective:
         -------
         LossParts
         """
-        watch = self.adversary
+        watch, within = self.adversary, bool(self.module.spec.layers)
         layers = () if watch is None else watch.layers
-        with layer_outputs(self.module.network, layers) as outputs:
-            hidden = self.module.hidden(batch)
+        hidden, outputs = (None, {}) if within else self._pass(batch, layers)
+        # Where effects within the network are not drawn yet, the model makes a pass of its own.
         loss, trace = negative_elbo(self.module, self.guide, batch, hidden)
         elbo = loss / batch.n_rows
         zero = torch.zeros_like(elbo)
         cross_entropy = fixed = zero
         accuracy = zero.new_empty(0)
+        if within and (watch is not None or self.fixed_effects_weight):
+            hidden, outputs = self._second_pass(batch, layers)
         if watch is not None and hidden is not None:
             features = flattened(outputs, layers, batch.size) if layers else hidden[0]
             cross_entropy, accuracy = watch.loss(batch, features, adversary_weight)
@@ -152,15 +155,33 @@ class Objective:
             fixed = self.fixed_effects_weight * self._fixed_effects_loss(trace, batch, hidden)
         return LossParts(elbo, cross_entropy, fixed, elbo + cross_entropy + fixed, accuracy)
 
+    def _pass(self, batch: Batch, layers: Sequence[str]) -> tuple[Hidden, dict[str, Any]]:
+        """The network of the average group, and the outputs of the layers that the adversary reads."""
+        if self.module.network is None:
+            return None, {}
+        with layer_outputs(self.module.network, layers) as outputs:
+            return self.module.passed(batch), outputs
+
+    def _second_pass(self, batch: Batch, layers: Sequence[str]) -> tuple[Hidden, dict[str, Any]]:
+        """The same after the model's own pass, without a trace in buffers or the random stream."""
+        network: nn.Module = self.module.network  # type: ignore[assignment]
+        with still_statistics(network), seeded(None, [self.module.priors.device]):
+            return self._pass(batch, layers)
+
     def _fixed_effects_loss(self, trace: Trace, batch: Batch, hidden: Hidden) -> Tensor:
-        """Mean negative log density of the response at the population's prediction."""
-        module = self.module
+        """Mean negative log density at the population's prediction, that of reconstructed inputs included."""
+        module, likelihood = self.module, self.module.spec.reconstruction
         values = self._values(trace, batch)
         etas = {
             p.parameter: module.linear_predictor(p, values, batch, hidden, random=False)
             for p in module.spec.predictors
         }
         log_prob = module.response_distribution(etas, values, batch).log_prob(batch.response)
+        if likelihood is not None and isinstance(hidden, Pass) and module.network is not None:
+            inputs = network_inputs(module.network, batch)
+            log_prob = log_prob + likelihood.weight * input_distribution(likelihood, hidden, values).log_prob(
+                inputs
+            )
         if batch.weights is not None:
             return -(log_prob * batch.weights).sum() / batch.weights.sum()
         return -log_prob.mean()

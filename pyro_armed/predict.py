@@ -29,6 +29,8 @@ __all__ = [
 
 KINDS = ("mean", "response", "linear")
 _ELEMENTS = 10_000_000
+# Draws of each chain that are used by default where each takes a pass of the network.
+DRAWS_WITHIN = 50
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def evaluated_chunks(
     seed : int
         Seed of the new groups' effects.
     draws : int, optional
-        Draws of each chain to use, evenly spaced; None: all.
+        Draws of each chain to use, evenly spaced; None: all, or 50 where group effects within the network
+        make each draw a pass of its own.
 
     Yields
     ------
@@ -137,10 +140,13 @@ def evaluated_rows(chains: Sequence[Chain], batch: Batch) -> Iterator[Evaluated]
     with single_thread(batch):
         for position, chain in enumerate(chains):
             module = chain.module.eval()
+            within = bool(module.spec.layers)
             with local_parameters():
-                hidden = module.hidden(batch)
+                hidden = None if within else module.hidden(batch)
             start = 0
             for values in chain.chunks(_width(module, batch.size)):
+                if within:
+                    hidden = module.hidden(batch, values)
                 etas = {
                     p.parameter: module.linear_predictor(p, values, batch, hidden)
                     for p in module.spec.predictors
@@ -216,6 +222,8 @@ def _prediction(part: Evaluated, encoded: Encoded, kind: str) -> Tensor:
 
 
 def _thinned(chain: Chain, draws: int | None) -> Tensor | None:
+    if draws is None and chain.module.spec.layers:
+        draws = min(DRAWS_WITHIN, chain.n_draws)
     if draws is None:
         return None
     if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:

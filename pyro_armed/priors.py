@@ -9,6 +9,9 @@ last hidden layer (F)   Normal(0, 2.5 s / sqrt(F)) for each activation
 sd between groups       HalfStudentT(3, 2.5 s / sd(x)); HalfNormal(2.5 s / sqrt(F)) for activations
 correlations            LKJ(1)
 auxiliary parameters    the family's own, such as HalfStudentT(4, s) for sigma
+scales within layers    HalfNormal(0.5) for their sd between groups
+biases within layers    HalfNormal(0.5 sd(h)), with sd(h) = 1 where the layer is normalised
+noise of inputs         HalfNormal(sd of the inputs), where the network reconstructs them
 ======================  ==========================================================================
 
 The intercept's prior holds at the mean of the predictors, as in brms and Bambi.
@@ -106,6 +109,11 @@ class PriorTable(Mapping[str, Prior]):
             self._add_common(predictor)
         for block in spec.blocks:
             self._add_block(block)
+        for layer in spec.layers:
+            for name, unit in zip(layer.names, (1.0, layer.spread), strict=True):
+                self._add(f"{name}_sigma", dist.HalfNormal(0.5 * unit), ())
+        if spec.reconstruction is not None and spec.reconstruction.likelihood == "normal":
+            self._add("reconstruction_sigma", dist.HalfNormal(spec.reconstruction.scale), ())
         modelled = {predictor.parameter for predictor in spec.predictors}
         scale = torch.tensor(spec.response_scale, dtype=dtype)
         for name, prior in spec.family.auxiliary_priors(scale, len(spec.levels) or None).items():

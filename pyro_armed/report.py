@@ -175,6 +175,15 @@ def _index(block: EffectBlock) -> str:
 
 
 def _effects(module: MixedEffectsModule) -> Iterator[str]:
+    for layer in module.spec.layers:
+        scale, bias = layer.names
+        h = "norm(h)" if layer.normalize else "h"
+        where = f"[{layer.group}(i)]"
+        yield f"in layer '{layer.layer}': h -> (1 + gamma{where}) {h} + b{where}, {layer.channels} channels;"
+        yield f"    gamma ~ Normal(0, tau^2), tau = {scale}_sigma; b ~ Normal(0, tau^2), tau = {bias}_sigma"
+    if (rebuilt := module.spec.reconstruction) is not None:
+        weight = "" if rebuilt.weight == 1.0 else f", weight {rebuilt.weight:g}"
+        yield f"x_i ~ {rebuilt.likelihood} around the network's reconstruction{weight}"
     for block in module.spec.blocks:
         sds = ", ".join(f"{block.effect_name(term)}_sigma" for term in block.terms[:_MOST])
         sds += ", ..." if len(block.terms) > _MOST else ""

@@ -6,13 +6,27 @@ about arrays.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 from pyro_armed import families
+from pyro_armed.effects import ScaleBias
+from pyro_armed.errors import ArgumentError
 from pyro_armed.families import Family
 
-__all__ = ["EffectBlock", "Group", "ModelSpec", "Predictor", "Term"]
+__all__ = [
+    "EffectBlock",
+    "Group",
+    "LayerEffects",
+    "ModelSpec",
+    "Predictor",
+    "Reconstruction",
+    "Term",
+    "with_layers",
+]
 
 INTERCEPT = "Intercept"
 FEATURES = "features"
@@ -150,6 +164,79 @@ class Group:
 
 
 @dataclass(frozen=True)
+class LayerEffects:
+    """Group-specific scale and bias on the channels of one layer of the network.
+
+    Attributes
+    ----------
+    group : str
+        The grouping factor.
+    layer : str
+        Name of the layer in the network.
+    normalize : bool
+        Whether the layer's output is normalised over the positions of each row and channel.
+    channels : int
+        Number K of channels; 0 until the network has been looked at.
+    spread : float
+        sd of what is scaled: 1 after normalisation, else that of the layer's output on some rows.
+    """
+
+    group: str
+    layer: str
+    normalize: bool = True
+    channels: int = 0
+    spread: float = 1.0
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Names of the scales gamma and of the biases b: ``"scale[conv1]|site"``, ``"bias[conv1]|site"``."""
+        return f"scale[{self.layer}]|{self.group}", f"bias[{self.layer}]|{self.group}"
+
+
+LIKELIHOODS = ("normal", "bernoulli")
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The likelihood of the inputs given the network's reconstruction of them.
+
+    Parameters
+    ----------
+    likelihood : {"normal", "bernoulli"}
+        ``"normal"``: the network gives the mean of each pixel, and one sd for all of them is learned
+        (``reconstruction_sigma``). ``"bernoulli"``: it gives the log odds; inputs are between 0 and 1.
+    weight : float
+        Factor of the inputs' log density; 1 is the joint density of input and response.
+    scale : float
+        sd of the inputs in training, the unit of the sd's prior; filled in by the model.
+
+    Raises
+    ------
+    ArgumentError
+        For another likelihood, or a weight that is not a positive number.
+
+    Examples
+    --------
+    >>> Reconstruction("bernoulli", weight=0.1)
+    Reconstruction(likelihood='bernoulli', weight=0.1, scale=1.0)
+    """
+
+    likelihood: str = "normal"
+    weight: float = 1.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.likelihood not in LIKELIHOODS:
+            raise ArgumentError(f"reconstruction={self.likelihood!r} is not 'normal' or 'bernoulli'.")
+        number = isinstance(self.weight, Real) and not isinstance(self.weight, bool)
+        if not number or not 0.0 < float(self.weight) < math.inf:
+            raise ArgumentError(
+                f"weight={self.weight!r} of Reconstruction must be a number above 0; for a network without "
+                "reconstructions leave reconstruction=... out."
+            )
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Everything about the model's structure.
 
@@ -173,6 +260,10 @@ class ModelSpec:
         Link of the mean response: the centre of the intercept's default prior.
     n_features : int
         Width F of the network's last hidden layer; 0 without a network or without an output layer.
+    layers : tuple of LayerEffects
+        Group effects within the network.
+    reconstruction : Reconstruction or None
+        Likelihood of the inputs, where the network reconstructs them.
     """
 
     response: str
@@ -184,6 +275,8 @@ class ModelSpec:
     response_scale: float = 1.0
     response_center: float = 0.0
     n_features: int = 0
+    layers: tuple[LayerEffects, ...] = ()
+    reconstruction: Reconstruction | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -195,6 +288,12 @@ class ModelSpec:
     def blocks(self) -> tuple[EffectBlock, ...]:
         """Effect blocks of all predictors."""
         return tuple(block for predictor in self.predictors for block in predictor.blocks)
+
+    def effect_names(self, group: str | None = None) -> list[str]:
+        """Names of the group effects, whose first axis is the group; those of one grouping factor if given."""
+        names = [(b.group, b.effect_name(term)) for b in self.blocks for term in b.terms]
+        names += [(layer.group, name) for layer in self.layers for name in layer.names]
+        return [name for factor, name in names if group in (None, factor)]
 
     @property
     def mu(self) -> Predictor:
@@ -229,6 +328,17 @@ class ModelSpec:
         )
         return replace(self, predictors=predictors, n_features=n_features)
 
+    @property
+    def network_sites(self) -> list[str]:
+        """Sample sites that only the network and what it gives depend on."""
+        names = [name for layer in self.layers for name in layer.names]
+        sigmas = [f"{name}_sigma" for name in names]
+        return [*sigmas, "reconstruction_sigma", *names] if self.reconstruction else [*sigmas, *names]
+
+    def given_network(self) -> ModelSpec:
+        """The model of the response alone, once the network and the effects within it are known."""
+        return replace(self, layers=(), reconstruction=None)
+
     def to_config(self) -> dict[str, Any]:
         """A JSON-able dictionary."""
         config = asdict(replace(self, family=None))  # type: ignore[arg-type]
@@ -243,15 +353,59 @@ class ModelSpec:
             blocks = tuple(EffectBlock(**{**b, "terms": tuple(map(_term, b["terms"]))}) for b in p["blocks"])
             predictors.append(Predictor(**{**p, "terms": tuple(map(_term, p["terms"])), "blocks": blocks}))
         groups = tuple(Group(g["name"], tuple(g["labels"]), tuple(g["counts"])) for g in config["groups"])
+        rebuilt = config.get("reconstruction")
         return cls(
             **{
                 **config,
+                "layers": tuple(LayerEffects(**layer) for layer in config.get("layers", ())),
+                "reconstruction": None if rebuilt is None else Reconstruction(**rebuilt),
                 "family": family or families.from_config(config["family"]),
                 "predictors": tuple(predictors),
                 "groups": groups,
                 "levels": tuple(config["levels"]),
             }
         )
+
+
+def with_layers(spec: ModelSpec, effects: Iterable[ScaleBias], mend: str) -> ModelSpec:
+    """The model with group effects within the layers of its network.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        A specification.
+    effects : iterable of ScaleBias
+        What the user declared.
+    mend : str
+        How a grouping factor is added, for the message.
+
+    Returns
+    -------
+    ModelSpec
+
+    Raises
+    ------
+    ArgumentError
+        Where there is no network or no such grouping factor, or a layer has effects of one factor twice.
+    """
+    layers: dict[tuple[str, str], LayerEffects] = {}
+    known = [group.name for group in spec.groups]
+    for one in effects:
+        if not spec.mu.network:
+            raise ArgumentError("ScaleBias is for the layers of a network; pass network=... or leave it out.")
+        if one.group not in known:
+            names = ", ".join(map(repr, known)) or "none"
+            raise ArgumentError(
+                f"ScaleBias names the group {one.group!r}, which is no grouping factor of the model "
+                f"(it has: {names}); {mend}."
+            )
+        for layer in one.layers:
+            if (one.group, layer) in layers:
+                raise ArgumentError(
+                    f"random_effects gives the layer {layer!r} effects of {one.group!r} twice; keep one."
+                )
+            layers[one.group, layer] = LayerEffects(one.group, layer, one.normalize)
+    return replace(spec, layers=tuple(layers.values()))
 
 
 def prefix(parameter: str) -> str:

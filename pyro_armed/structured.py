@@ -9,6 +9,7 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_armed.batch import Batch
@@ -17,10 +18,11 @@ from pyro_armed.errors import ArgumentError
 from pyro_armed.gaussian_conditional import GaussianConditional, conditional_of
 from pyro_armed.global_space import GlobalSpace
 from pyro_armed.group_gaussian import Effects, Hidden
+from pyro_armed.guides import MeanFieldGuide
 from pyro_armed.local import LocalPyroModule
 from pyro_armed.module import MixedEffectsModule, group_plate
 
-__all__ = ["StructuredGuide"]
+__all__ = ["JointGuide", "StructuredGuide"]
 
 _GLOBALS, _NOISE = "_globals", "_noise"
 
@@ -196,3 +198,27 @@ class StructuredGuide(LocalPyroModule):
                     site = f"{block.effect_name(term)}_offset"
                     draws[site] = pyro.sample(site, dist.Delta(offset, density, event_dim=event_dim))
         return draws
+
+
+class JointGuide(LocalPyroModule):
+    """The structured guide, and beside it independent Gaussians over the effects within the network.
+
+    Parameters
+    ----------
+    structured : StructuredGuide
+        Of the model of the response given the network.
+    within : MeanFieldGuide
+        Of what stands within the network.
+    """
+
+    def __init__(self, structured: StructuredGuide, within: MeanFieldGuide):
+        super().__init__()
+        self.structured, self.within = structured, within
+
+    def forward(self, batch: Batch | None = None, hidden: Hidden = None) -> dict[str, Tensor]:
+        """Draw all latent variables; see `StructuredGuide.forward`."""
+        draws = self.structured(batch, hidden)
+        # Both enter the plates of the grouping factors; a trace may hold each plate once.
+        plates = [group_plate(name) for name in self.within.group_sizes]
+        with poutine.block(hide=plates):
+            return draws | self.within(batch, hidden)

@@ -36,6 +36,7 @@ LAYERS = [
     "networks",
     "adversary",
     "local",
+    "passes",
     "module",
     "guides",
     "objective",

@@ -28,12 +28,13 @@ from pyro_armed.design._structure import (
     refuse_repeated,
     standardised,
 )
+from pyro_armed.effects import ScaleBias
 from pyro_armed.errors import ArgumentError, ArmedError, FileFormatError, FormulaError
 from pyro_armed.families import Family, Response
 from pyro_armed.formula import FEATURES, quote
 from pyro_armed.groups import GroupIndex
 from pyro_armed.predictors import PredictorColumns
-from pyro_armed.spec import EffectBlock, ModelSpec, Predictor
+from pyro_armed.spec import EffectBlock, ModelSpec, Predictor, with_layers
 from pyro_armed.terms import CommonTerms, unsafe_calls
 from pyro_armed.within_between import WithinBetween
 
@@ -63,6 +64,8 @@ class FormulaDesign:
         Functions that the formulas may use.
     within_between : sequence of str or mapping of str to str, optional
         Columns of the main formula that are split into group mean and deviation, see `WithinBetween`.
+    layers : sequence of ScaleBias
+        Group effects within the network; their grouping factors are those of the formulas.
     dtype : torch.dtype
         Type of the tensors.
 
@@ -98,6 +101,7 @@ class FormulaDesign:
         weights: str | None = None,
         namespace: Mapping[str, Any] | None = None,
         within_between: Any = None,
+        layers: Sequence[ScaleBias] = (),
         dtype: torch.dtype = torch.float64,
     ):
         self.network, self.dtype = network, dtype
@@ -118,7 +122,8 @@ class FormulaDesign:
             for name in labels
         }
         values = self._evaluate(clean, "error")
-        self.spec = self._specify(values, response, self._row_weights(frame))
+        spec = self._specify(values, response, self._row_weights(frame))
+        self.spec = with_layers(spec, layers, "add a term such as (1 | group) to the formula")
         self.training = self._encode(frame, labels, values, response, kept)
 
     def _prepare(

@@ -11,7 +11,7 @@ import pandas as pd
 
 from pyro_armed import frames
 from pyro_armed.design._arrays import number_array, response_column, row_numbers
-from pyro_armed.effects import RandomEffects
+from pyro_armed.effects import RandomEffects, ScaleBias
 from pyro_armed.errors import ArgumentError, DataError
 from pyro_armed.families import Family
 from pyro_armed.groups import group_labels
@@ -25,6 +25,7 @@ __all__ = [
     "gather_rows",
     "group_order",
     "input_array",
+    "parted_effects",
     "refuse_repeated_effects",
     "slope_columns",
 ]
@@ -305,6 +306,26 @@ def checked_groups(groups: Any) -> dict[str, Any]:
             "groups must be a dictionary from names to labels, such as groups={'site': site}."
         )
     return dict(groups)
+
+
+def parted_effects(effects: Any) -> tuple[Any, list[ScaleBias]]:
+    """The ``random_effects`` argument without those within a network, and these.
+
+    Parameters
+    ----------
+    effects : RandomEffects, ScaleBias or a sequence of them
+        As the user gave it.
+
+    Returns
+    -------
+    others : list, or the argument itself where it is something else
+    within : list of ScaleBias
+    """
+    effects = [effects] if isinstance(effects, ScaleBias) else effects
+    if not isinstance(effects, Sequence):
+        return effects, []
+    within = [one for one in effects if isinstance(one, ScaleBias)]
+    return [one for one in effects if not isinstance(one, ScaleBias)], within
 
 
 def checked_effects(

@@ -86,6 +86,11 @@ def group_log_likelihood(model: Any, group: str | None = None) -> xr.Dataset:
 
 def only_group(module: MixedEffectsModule, group: str | None) -> str:
     """The grouping factor that is meant; an error where there are several or none."""
+    if module.spec.layers:
+        raise ArgumentError(
+            "The likelihood of whole groups integrates their effects out, which cannot be done for effects "
+            "within the network (ScaleBias); hold groups out and use evaluate()."
+        )
     names = list(dict.fromkeys(block.group for block in module.spec.blocks))
     if not names:
         raise ArgumentError("The model has no group effects; add '(1 | group)' to the formula.")

@@ -83,6 +83,11 @@ def icc(model: Any, data: Any = None, *, draws: int = _DRAWS) -> pd.DataFrame:
         raise ArgumentError(f"draws={draws!r} must be a whole number of at least 1.")
     if spec.n_predictors > 1:
         raise ArgumentError("icc needs a response with one linear predictor; a categorical one has several.")
+    if spec.layers:
+        raise ArgumentError(
+            "icc shares out the variance of a linear predictor; this model also has group effects within its "
+            "network (ScaleBias), whose share is not linear."
+        )
     if not spec.mu.blocks:
         raise ArgumentError("icc needs group effects; add '(1 | group)' to the formula.")
     encoded = encoded_rows(model, data)

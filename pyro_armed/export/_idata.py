@@ -26,6 +26,8 @@ from pyro_armed.spec import ModelSpec
 __all__ = ["build_idata", "prediction_idata", "prior_idata"]
 
 MAX_POINTWISE = 50_000_000
+# Rows that the network may be run on where each draw has effects within the network.
+MAX_PASSES = 100_000
 
 
 def build_idata(
@@ -54,8 +56,9 @@ def build_idata(
         Draws from the prior; 0 leaves the prior groups out.
     log_likelihood : bool or "auto"
         Whether to store ``log_likelihood`` and ``posterior_predictive``, which have chains x draws x rows
-        numbers each. ``"auto"``: unless that is more than 5e7. ``prior_predictive`` is left out where it is
-        as large, unless asked for with True.
+        numbers each. ``"auto"``: unless that is more than 5e7, or 1e5 where the network has group effects
+        within, as each number then takes a pass of its own. ``prior_predictive`` is left out where it is as
+        large, unless asked for with True.
     attributes : mapping, optional
         Written to the object and to each group, as is ``posterior.attributes``. Groups that were left out
         are named in the attribute ``omitted_groups``.
@@ -78,7 +81,8 @@ def build_idata(
     omitted = []
     groups = {"posterior": posterior_dataset(posterior)}
     size = len(posterior.chains) * posterior.n_draws * batch.size
-    if log_likelihood is True or (log_likelihood == "auto" and size <= MAX_POINTWISE):
+    most = MAX_PASSES if module.spec.layers else MAX_POINTWISE
+    if log_likelihood is True or (log_likelihood == "auto" and size <= most):
         groups |= pointwise(posterior, batch, index=index, seed=seed)
     else:
         omitted += ["posterior_predictive", "log_likelihood"]
@@ -86,7 +90,7 @@ def build_idata(
     if prior_draws:
         prior = Posterior([prior_chain(module, prior_draws, seed)])
         groups["prior"] = posterior_dataset(prior)
-        if log_likelihood is True or prior_draws * batch.size <= MAX_POINTWISE:
+        if log_likelihood is True or prior_draws * batch.size <= most:
             groups |= pointwise(prior, batch, ("prior_predictive",), index=index, seed=seed)
         else:
             omitted.append("prior_predictive")

@@ -13,12 +13,15 @@ from pyro_armed.errors import ArgumentError
 from pyro_armed.export._running import check_chains, evaluating
 from pyro_armed.export._tables import Table, to_numpy
 from pyro_armed.module import MixedEffectsModule, group_plate
+from pyro_armed.passes import RECONSTRUCTION
 from pyro_armed.posterior import Chain, Posterior
 from pyro_armed.priors import corr_name
 from pyro_armed.seeds import seeded, stream
 from pyro_armed.spec import FEATURES, INTERCEPT, EffectBlock, ModelSpec, Predictor, Term
 
 __all__ = ["posterior_dataset", "prior_chain", "prior_dataset", "sample_stats_dataset"]
+
+RECONSTRUCTION_SIGMA = f"{RECONSTRUCTION}_sigma"
 
 
 def posterior_dataset(posterior: Posterior) -> xr.Dataset:
@@ -166,6 +169,8 @@ def _parameter_dims(table: Table, module: MixedEffectsModule) -> dict[str, tuple
         if name in priors:
             shape = priors[name].raw.event_shape
             dims[name] = tuple(table.dim(f"{name}_dim", range(size)) for size in shape)
+    if RECONSTRUCTION_SIGMA in priors:
+        dims[RECONSTRUCTION_SIGMA] = ()
     effects = [(block, term) for block in spec.blocks for term in block.terms]
     for block, term in effects:
         vector = _effect_dims(table, block, term)
@@ -178,6 +183,12 @@ def _parameter_dims(table: Table, module: MixedEffectsModule) -> dict[str, tuple
         factor = table.dim(group_plate(group.name), group.labels)
         tail = _effect_dims(table, block, term) + _outcome_dims(table, spec, block.parameter)
         dims[block.effect_name(term)] = (factor, *tail)
+    for layer in spec.layers:
+        dims |= {f"{name}_sigma": () for name in layer.names}
+        group = spec.group(layer.group)
+        factor = table.dim(group_plate(group.name), group.labels)
+        channel = table.dim(f"{layer.layer}__channel_dim", range(layer.channels))
+        dims |= dict.fromkeys(layer.names, (factor, channel))
     return dims
 
 

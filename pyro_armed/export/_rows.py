@@ -14,7 +14,7 @@ from pyro_armed.batch import Batch
 from pyro_armed.errors import ArgumentError
 from pyro_armed.export._running import check_chains, evaluating
 from pyro_armed.export._tables import Table, coordinate, row_labels, to_numpy, whole_numbers
-from pyro_armed.module import OBSERVATIONS, MixedEffectsModule
+from pyro_armed.module import OBSERVATIONS
 from pyro_armed.posterior import Chain, Posterior
 from pyro_armed.seeds import seeded, stream
 from pyro_armed.spec import ModelSpec
@@ -24,7 +24,6 @@ __all__ = ["WHOLE", "constant_dataset", "observed_dataset", "pointwise"]
 # Kinds of responses that are whole numbers: ArviZ draws bars instead of a density for integers.
 WHOLE = ("count", "binary", "binomial", "categorical", "ordinal")
 _MAX_ELEMENTS = 20_000_000
-_MAX_NETWORK_ROWS = 4096
 
 
 def pointwise(
@@ -160,10 +159,13 @@ def constant_dataset(
 def _fill(arrays: Mapping[str, np.ndarray], chain: Chain, batch: Batch, size: int) -> None:
     """Fill arrays of shape (S, N), ``size`` draws at a time."""
     module = chain.module
-    hidden = _hidden(module, batch)
+    within = bool(module.spec.layers)
+    hidden = None if within else module.hidden(batch)
     start = 0
     for part in chain.chunks(size):
         values = {name: value.to(module.priors.device) for name, value in part.items()}
+        if within:
+            hidden = module.hidden(batch, values)
         etas = {
             p.parameter: module.linear_predictor(p, values, batch, hidden) for p in module.spec.predictors
         }
@@ -179,17 +181,6 @@ def _fill(arrays: Mapping[str, np.ndarray], chain: Chain, batch: Batch, size: in
                 draws = distribution.sample()
                 array[rows] = whole_numbers(draws).numpy() if array.dtype.kind == "i" else to_numpy(draws)
         start = rows.stop
-
-
-def _hidden(module: MixedEffectsModule, batch: Batch) -> tuple[Tensor, Tensor] | None:
-    """The network's features and output for all rows, some rows at a time."""
-    if module.network is None or batch.inputs is None:
-        return None
-    row = max(1, batch.inputs[:1].numel())
-    rows = max(1, min(_MAX_NETWORK_ROWS, _MAX_ELEMENTS // row))
-    pieces = [module.hidden(Batch(len(x), batch.n_rows, inputs=x)) for x in batch.inputs.split(rows)]
-    features, outputs = zip(*(piece for piece in pieces if piece is not None), strict=True)
-    return torch.cat(features), torch.cat(outputs)
 
 
 def _log_density(distribution: Any, batch: Batch) -> Tensor:

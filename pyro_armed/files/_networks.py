@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from pyro_armed import networks
 from pyro_armed.building import NetworkPlan
 from pyro_armed.errors import ArgumentError, FileFormatError
+from pyro_armed.spec import LayerEffects, Reconstruction
 
 __all__ = ["describe", "rebuild", "rebuild_plan"]
 
@@ -53,12 +55,14 @@ def describe(plan: NetworkPlan, trained: list[nn.Module], tensors: dict[str, Ten
     first = trained[0]
     return {
         "class": type(first).__name__,
-        "config": first.config() if isinstance(first, (networks.MLP, networks.CNN)) else None,
+        "config": first.config() if isinstance(first, networks.BuiltIn) else None,
         "count": len(trained),
         "output_layer": plan.output_layer,
         "n_features": plan.n_features,
         "last_layer": plan.last_layer,
         "dtype": str(plan.dtype).removeprefix("torch."),
+        "layers": [asdict(layer) for layer in plan.layers],
+        "reconstruction": None if plan.reconstruction is None else asdict(plan.reconstruction),
     }
 
 
@@ -111,12 +115,15 @@ def rebuild(described: Mapping[str, Any], tensors: Mapping[str, Tensor], source:
 
 def rebuild_plan(described: Mapping[str, Any], source: nn.Module) -> NetworkPlan:
     """What the model knows of its network."""
+    rebuilt = described.get("reconstruction")
     return NetworkPlan(
         source,
         described["output_layer"],
         described["n_features"],
         described["last_layer"],
         _FLOATS[described["dtype"]],
+        tuple(LayerEffects(**layer) for layer in described.get("layers", ())),
+        None if rebuilt is None else Reconstruction(**rebuilt),
     )
 
 

@@ -1,6 +1,6 @@
 """``MLP`` and ``CNN``, which learn their input and output sizes from the data."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar, Self
 
@@ -10,7 +10,7 @@ from pyro_armed.errors import ArgumentError
 from pyro_armed.networks._common import sizes_of, whole
 from pyro_armed.seeds import seeded
 
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
     "gelu": nn.GELU,
     "leaky_relu": nn.LeakyReLU,
@@ -22,29 +22,43 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def _activation(name: Any) -> str:
-    if not isinstance(name, str) or name not in _ACTIVATIONS:
-        raise ArgumentError(f"activation must be one of {', '.join(_ACTIVATIONS)}, not {name!r}.")
+def activation_name(name: Any) -> str:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ArgumentError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {name!r}.")
     return name
 
 
-def _dropout(value: Any) -> float:
+def dropout_share(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
         raise ArgumentError(f"dropout must be a probability in [0, 1), not {value!r}.")
     return float(value)
 
 
-def _dense(sizes: Sequence[int], activation: str, dropout: float) -> list[nn.Module]:
+def dense_layers(sizes: Sequence[int], activation: str, dropout: float) -> list[nn.Module]:
     """Hidden layers from ``sizes[0]`` inputs through ``sizes[1:]`` units."""
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
-        layers += [nn.Linear(before, after), _ACTIVATIONS[activation]()]
+        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
         if dropout > 0.0:
             layers.append(nn.Dropout(dropout))
     return layers
 
 
-class _SizedLater(nn.Module):
+def image_shape(shape: Any, blocks: int) -> tuple[int, int, int]:
+    """Channels, height and width of images that are halved by each of some blocks."""
+    sizes = sizes_of(shape, "input_shape")
+    if len(sizes) not in (2, 3):
+        raise ArgumentError(f"input_shape must be (channels, height, width) or (height, width), not {sizes}.")
+    channels, height, width = (1, *sizes) if len(sizes) == 2 else sizes
+    if min(height, width) < 2**blocks:
+        raise ArgumentError(
+            f"images of {height} x {width} are too small for {blocks} convolution blocks, each of which halves "
+            "them; give channels fewer entries."
+        )
+    return channels, height, width
+
+
+class BuiltIn(nn.Module):
     """A network whose layers are created by ``build``, once the data's shape is known."""
 
     # Constructor arguments, in the order in which `config` writes them.
@@ -61,6 +75,10 @@ class _SizedLater(nn.Module):
         return self._built is not None
 
     def _make(self, shape: tuple[int, ...], out_features: int) -> nn.Sequential:
+        raise NotImplementedError
+
+    def build_for(self, row_shape: Sequence[int], out_features: int, *, seed: int = 0) -> Self:
+        """Create the layers for rows of a shape; see ``build``."""
         raise NotImplementedError
 
     def _build(self, shape: tuple[int, ...], out_features: int, seed: int) -> Self:
@@ -109,7 +127,7 @@ class _SizedLater(nn.Module):
         return settings
 
 
-class MLP(_SizedLater):
+class MLP(BuiltIn):
     """Multilayer perceptron: dense hidden layers and a linear output layer.
 
     Parameters
@@ -141,8 +159,8 @@ class MLP(_SizedLater):
     ) -> None:
         super().__init__()
         self.hidden = sizes_of(hidden, "hidden")
-        self.activation = _activation(activation)
-        self.dropout = _dropout(dropout)
+        self.activation = activation_name(activation)
+        self.dropout = dropout_share(dropout)
 
     def build(self, in_features: int, out_features: int, *, seed: int = 0) -> Self:
         """Create the layers; a second call with the same sizes changes nothing.
@@ -161,10 +179,16 @@ class MLP(_SizedLater):
         """
         return self._build((whole(in_features, "in_features"),), whole(out_features, "out_features"), seed)
 
+    def build_for(self, row_shape: Sequence[int], out_features: int, *, seed: int = 0) -> Self:
+        """`build` for rows of shape (in_features,)."""
+        if len(row_shape) != 1:
+            raise ArgumentError(f"an MLP takes rows of one dimension, not of shape {tuple(row_shape)}.")
+        return self.build(row_shape[0], out_features, seed=seed)
+
     def _make(self, shape: tuple[int, ...], out_features: int) -> nn.Sequential:
         sizes = (*shape, *self.hidden)
         return nn.Sequential(
-            *_dense(sizes, self.activation, self.dropout), nn.Linear(sizes[-1], out_features)
+            *dense_layers(sizes, self.activation, self.dropout), nn.Linear(sizes[-1], out_features)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,11 +201,13 @@ class MLP(_SizedLater):
         return layers(x)
 
 
-class CNN(_SizedLater):
+class CNN(BuiltIn):
     """Convolutional network for images.
 
     Each block is convolution (size kept), batch normalisation, activation and max-pooling by 2; then the
-    flattened or averaged maps go through dense hidden layers to a linear output layer.
+    flattened or averaged maps go through dense hidden layers to a linear output layer. With
+    ``RandomEffects(group, slopes="features")``, a group-specific intercept and slopes on the last dense layer,
+    and an adversary it is the ARMED-CNN of Nguyen, Treacher, Montillo (TPAMI 45(7), 2023).
 
     Parameters
     ----------
@@ -200,6 +226,13 @@ class CNN(_SizedLater):
     dropout
         Dropout probability after each dense hidden layer.
 
+    Attributes
+    ----------
+    conv_layers : tuple of str
+        Names of the convolutions, on which `pyro_armed.effects.ScaleBias` can stand.
+    block_layers : tuple of str
+        Names of the last layer of each block, whose output is that of the block.
+
     Raises
     ------
     ArgumentError
@@ -211,6 +244,8 @@ class CNN(_SizedLater):
     >>> network = CNN(channels=(4,), hidden=(8,)).build((12, 12), 1)
     >>> network(torch.zeros(5, 12, 12)).shape
     torch.Size([5, 1])
+    >>> network.conv_layers, network.block_layers
+    (('layers.0',), ('layers.3',))
     """
 
     _settings = ("channels", "hidden", "kernel_size", "activation", "batch_norm", "pooling", "dropout")
@@ -233,14 +268,30 @@ class CNN(_SizedLater):
         self.kernel_size = whole(kernel_size, "kernel_size")
         if self.kernel_size % 2 == 0:
             raise ArgumentError(f"kernel_size must be odd, to keep the images' size, not {kernel_size}.")
-        self.activation = _activation(activation)
+        self.activation = activation_name(activation)
         if not isinstance(batch_norm, bool):
             raise ArgumentError(f"batch_norm must be True or False, not {batch_norm!r}.")
         self.batch_norm = batch_norm
         if pooling not in ("flatten", "global"):
             raise ArgumentError(f"pooling must be 'flatten' or 'global', not {pooling!r}.")
         self.pooling = pooling
-        self.dropout = _dropout(dropout)
+        self.dropout = dropout_share(dropout)
+
+    @property
+    def conv_layers(self) -> tuple[str, ...]:
+        """Names of the convolutions; known before the layers are."""
+        width = 3 + self.batch_norm
+        return tuple(f"layers.{width * block}" for block in range(len(self.channels)))
+
+    @property
+    def block_layers(self) -> tuple[str, ...]:
+        """Names of the poolings that end the blocks."""
+        width = 3 + self.batch_norm
+        return tuple(f"layers.{width * block + width - 1}" for block in range(len(self.channels)))
+
+    def build_for(self, row_shape: Sequence[int], out_features: int, *, seed: int = 0) -> Self:
+        """`build` for images of a shape."""
+        return self.build(row_shape, out_features, seed=seed)
 
     def build(self, input_shape: Sequence[int], out_features: int, *, seed: int = 0) -> Self:
         """Create the layers; a second call with the same sizes changes nothing.
@@ -260,17 +311,7 @@ class CNN(_SizedLater):
             If a size cannot be used, the image is too small for the number of blocks, or the network was
             built with other sizes.
         """
-        shape = sizes_of(input_shape, "input_shape")
-        if len(shape) not in (2, 3):
-            raise ArgumentError(
-                f"input_shape must be (channels, height, width) or (height, width), not {shape}."
-            )
-        shape = (1, *shape) if len(shape) == 2 else shape
-        if min(shape[1:]) < 2 ** len(self.channels):
-            raise ArgumentError(
-                f"images of {shape[1]} x {shape[2]} are too small for {len(self.channels)} convolution "
-                "blocks, each of which halves them; give channels fewer entries."
-            )
+        shape = image_shape(input_shape, len(self.channels))
         return self._build(shape, whole(out_features, "out_features"), seed)
 
     def _make(self, shape: tuple[int, ...], out_features: int) -> nn.Sequential:
@@ -284,13 +325,13 @@ class CNN(_SizedLater):
             )
             if self.batch_norm:
                 layers.append(nn.BatchNorm2d(after))
-            layers += [_ACTIVATIONS[self.activation](), nn.MaxPool2d(2)]
+            layers += [ACTIVATIONS[self.activation](), nn.MaxPool2d(2)]
             before, height, width = after, height // 2, width // 2
         if self.pooling == "global":
             layers.append(nn.AdaptiveAvgPool2d(1))
             height = width = 1
         sizes = (before * height * width, *self.hidden)
-        layers += [nn.Flatten(), *_dense(sizes, self.activation, self.dropout)]
+        layers += [nn.Flatten(), *dense_layers(sizes, self.activation, self.dropout)]
         return nn.Sequential(*layers, nn.Linear(sizes[-1], out_features))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -303,43 +344,3 @@ class CNN(_SizedLater):
                 f"of shape {tuple(x.shape)}."
             )
         return layers(images)
-
-
-# Names that a file may ask for: loading must not be able to reach any other class.
-_CLASSES: dict[str, type[_SizedLater]] = {"CNN": CNN, "MLP": MLP}
-
-
-def from_config(config: Mapping[str, Any]) -> MLP | CNN:
-    """Make a network from what its ``config()`` returned; weights are not part of it.
-
-    Raises
-    ------
-    ArgumentError
-        If the class is not one of this module's, or a setting is unknown or cannot be used.
-
-    Examples
-    --------
-    >>> from_config(MLP(hidden=(4,)).build(2, 1).config()).config()["built"]
-    [[2], 1]
-    """
-    if not isinstance(config, Mapping):
-        raise ArgumentError("a network's config must be a dict, as its config() returns.")
-    settings = dict(config)
-    name, built = settings.pop("class", None), settings.pop("built", None)
-    if not isinstance(name, str) or name not in _CLASSES:
-        raise ArgumentError(
-            f"{name!r} is not a network that can be made from a config; known are {', '.join(_CLASSES)}."
-        )
-    cls = _CLASSES[name]
-    unknown = sorted(str(key) for key in settings if key not in cls._settings)
-    if unknown:
-        raise ArgumentError(f"{name} has no setting(s) {', '.join(unknown)}.")
-    network: Any = cls(**settings)
-    if built is not None:
-        if not isinstance(built, Sequence) or isinstance(built, str) or len(built) != 2:
-            raise ArgumentError("'built' in a network's config must be [input shape, outputs].")
-        shape = sizes_of(built[0], "input shape in 'built'")
-        if name == "MLP" and len(shape) != 1:
-            raise ArgumentError(f"an MLP's input shape in 'built' must have one entry, not {list(shape)}.")
-        network.build(shape[0] if name == "MLP" else shape, built[1])
-    return network

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +40,39 @@ def untouched(network: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
+class Pass(NamedTuple):
+    """What one pass of a network gives.
+
+    Attributes
+    ----------
+    features : Tensor, shape (B, F)
+        Input of the layer that was asked for; F = 0 for none.
+    output : Tensor, shape (B, R)
+        The network's output.
+    reconstruction : Tensor or None
+        For a network that returns two tensors the second, in the shape of the input.
+    """
+
+    features: Tensor
+    output: Tensor
+    reconstruction: Tensor | None
+
+
+def _parted(raw: Any, x: Tensor) -> tuple[Any, Tensor | None]:
+    """A network's output, and its reconstruction of x where it gives one."""
+    pair = isinstance(raw, tuple | list) and len(raw) == 2 and all(isinstance(r, Tensor) for r in raw)
+    if pair and raw[1].numel() == x.numel():
+        return raw[0], raw[1].reshape(x.shape)
+    return raw, None
+
+
 def _check_output(output: Any, rows: int, columns: int | None) -> Tensor:
     """Return a network's output as (B, R); `ArgumentError` if it is not that."""
     if not isinstance(output, Tensor):
         raise ArgumentError(
             f"the network must return one tensor, but returned a {type(output).__name__}; wrap it in a "
-            "module that returns only the predictor."
+            "module that returns only the predictor, or the predictor and a reconstruction of the input's "
+            "shape."
         )
     if output.ndim == 1:
         output = output.unsqueeze(-1)
@@ -85,7 +112,61 @@ def network_output(network: nn.Module, x: Tensor, *, columns: int | None = None)
     >>> network_output(torch.nn.Linear(3, 2), torch.zeros(4, 3), columns=2).shape
     torch.Size([4, 2])
     """
-    return _check_output(network(x), x.shape[0], columns)
+    return _check_output(_parted(network(x), x)[0], x.shape[0], columns)
+
+
+def run_network(network: nn.Module, x: Tensor, layer: str | None = None) -> Pass:
+    """Run the network once; see `features_and_output`, of which the layer is optional here.
+
+    Parameters
+    ----------
+    network
+        Any module that maps x (B, ...) to a tensor (B, R), or (B,) for R = 1, or to such a tensor and a
+        reconstruction of x.
+    x
+        Input rows (B, ...).
+    layer
+        Name of the layer whose input is wanted.
+
+    Raises
+    ------
+    ArgumentError
+        As `features_and_output`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> run_network(torch.nn.Linear(3, 2), torch.zeros(4, 3)).output.shape
+    torch.Size([4, 2])
+    """
+    if layer is None:
+        raw, reconstruction = _parted(network(x), x)
+        return Pass(x.new_empty(len(x), 0), _check_output(raw, len(x), None), reconstruction)
+    seen: list[Any] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen[:] = [args[0] if args else next(iter(kwargs.values()), None)]
+
+    try:
+        target = network.get_submodule(layer)
+    except AttributeError:
+        raise ArgumentError(f"the network has no layer named {layer!r}.") from None
+    handle = target.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        raw, reconstruction = _parted(network(x), x)
+    finally:
+        handle.remove()
+    output = _check_output(raw, len(x), None)
+    if not seen:
+        raise ArgumentError(f"the network's layer {layer!r} was not run in its forward pass.")
+    features = seen[0]
+    if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[0] != x.shape[0]:
+        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ArgumentError(
+            f"the input of the network's layer {layer!r} must be one row of features per input row, "
+            f"({x.shape[0]}, features), but is {found}."
+        )
+    return Pass(features, output, reconstruction)
 
 
 def features_and_output(
@@ -128,31 +209,8 @@ def features_and_output(
     >>> features.shape, output.shape
     (torch.Size([5, 4]), torch.Size([5, 1]))
     """
-    seen: list[Any] = []
-
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen[:] = [args[0] if args else next(iter(kwargs.values()), None)]
-
-    try:
-        target = network.get_submodule(layer)
-    except AttributeError:
-        raise ArgumentError(f"the network has no layer named {layer!r}.") from None
-    handle = target.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        output = network(x)
-    finally:
-        handle.remove()
-    output = _check_output(output, x.shape[0], columns)
-    if not seen:
-        raise ArgumentError(f"the network's layer {layer!r} was not run in its forward pass.")
-    features = seen[0]
-    if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[0] != x.shape[0]:
-        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ArgumentError(
-            f"the input of the network's layer {layer!r} must be one row of features per input row, "
-            f"({x.shape[0]}, features), but is {found}."
-        )
-    return features, output
+    features, output, _ = run_network(network, x, layer)
+    return features, _check_output(output, len(x), columns)
 
 
 def _same_values(output: Tensor, candidate: Tensor, version: int) -> bool:
@@ -217,7 +275,7 @@ def find_output_layer(network: nn.Module, example: Tensor) -> str:
             if isinstance(module, nn.Linear) or not any(True for _ in module.children()):
                 handles.append(module.register_forward_hook(watch(name)))
         with untouched(network):
-            raw = network(example)
+            raw, _ = _parted(network(example), example)
     except ArgumentError:
         raise
     except Exception as error:

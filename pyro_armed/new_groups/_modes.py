@@ -110,11 +110,10 @@ class Population(Mode):
     def effects(self, chain: Chain, encoded: Encoded, generator: torch.Generator) -> dict[str, Tensor]:
         """Zeros; see `Mode.effects`."""
         made = {}
-        for block in chain.module.spec.blocks:
-            for term in block.terms if encoded.new_groups.get(block.group) else ():
-                like = chain.values[block.effect_name(term)]
-                new = len(encoded.new_groups[block.group])
-                made[block.effect_name(term)] = like.new_zeros(like.shape[0], new, *like.shape[2:])
+        for group, labels in encoded.new_groups.items():
+            for name in chain.module.spec.effect_names(group) if labels else ():
+                like = chain.values[name]
+                made[name] = like.new_zeros(like.shape[0], len(labels), *like.shape[2:])
         return made
 
 
@@ -194,6 +193,12 @@ def draw_marginal(chain: Chain, sizes: Mapping[str, int], generator: torch.Gener
             offsets.append(torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device))
         drawn = module.split_effects(block, module.scale_offsets(block, offsets, values))
         made |= {block.effect_name(term): effect for term, effect in zip(block.terms, drawn, strict=True)}
+    for layer in module.spec.layers:
+        for name in layer.names if sizes.get(layer.group) else ():
+            like = values[name]
+            shape = (like.shape[0], sizes[layer.group], *like.shape[2:])
+            noise = torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)
+            made[name] = noise * values[f"{name}_sigma"].unsqueeze(-1)
     return made
 
 
@@ -217,15 +222,17 @@ def extend_chain(chain: Chain, encoded: Encoded, mode: Mode, generator: torch.Ge
     Chain
         Group effects of shape (S, C + new, ...); the chain itself where there are no new groups.
     """
-    grown = [block for block in chain.module.spec.blocks if encoded.new_groups.get(block.group)]
+    grown = [
+        name
+        for group, labels in encoded.new_groups.items()
+        for name in (chain.module.spec.effect_names(group) if labels else ())
+    ]
     if not grown:
         return chain
     values = dict(chain.values)
     made = mode.effects(chain, encoded, generator)
-    for block in grown:
-        for term in block.terms:
-            name = block.effect_name(term)
-            values[name] = torch.cat([values[name], made[name]], dim=1)
+    for name in grown:
+        values[name] = torch.cat([values[name], made[name]], dim=1)
     return Chain(chain.module, values)
 
 

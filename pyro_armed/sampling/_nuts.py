@@ -33,6 +33,7 @@ _WORTH_RECORDING = 200
 def sample_nuts(
     module: MixedEffectsModule,
     data: Batch,
+    hidden: tuple[Tensor, Tensor] | None = None,
     *,
     draws: int = 500,
     warmup: int = 500,
@@ -52,6 +53,8 @@ def sample_nuts(
         The model.
     data : Batch
         All training rows.
+    hidden : tuple of Tensor, optional
+        The network's features and output for these rows; None: computed.
     draws : int
         Draws of each chain, S.
     warmup : int
@@ -103,8 +106,9 @@ def sample_nuts(
         raise ArgumentError("data has no response; NUTS needs the rows that the model is conditioned on.")
     module.eval()
     with single_thread(data), torch.random.fork_rng(devices=[]), local_parameters():
-        with torch.no_grad():
-            hidden = module.hidden(data)
+        if hidden is None:
+            with torch.no_grad():
+                hidden = module.hidden(data)
         with no_validation():
             worthwhile = chains * (warmup + draws) >= _WORTH_RECORDING
             density = Density(module, data, hidden, record=worthwhile)
