@@ -1000,7 +1000,7 @@ def _within_network(effects: Any) -> Sequence[ScaleBias]:
     effects = [effects] if isinstance(effects, ScaleBias) else effects
     if not isinstance(effects, Sequence) or not all(isinstance(one, ScaleBias) for one in effects):
         raise ArgumentError(
-            f"random_effects={effects!r} of a formula must be a list of pa.effects.ScaleBias; other effects are "
-            "terms such as (1 | group)."
+            f"random_effects={effects!r} of a formula must be a list of pa.effects.ScaleBias; other effects "
+            "are terms such as (1 | group)."
         )
     return effects

@@ -200,11 +200,11 @@ class ArrayDesign:
         for name in groups:
             if name not in self._groups:
                 raise DataError(f"groups has {name!r}, which training did not have (it had: {known}).")
-        for one in [*self.spec.blocks, *self.spec.layers]:
-            if one.group not in groups:
+        for group in self.spec.groups:
+            if group.name not in groups and self.spec.effect_names(group.name):
                 raise DataError(
-                    f"groups lacks {one.group!r}, which has random effects; give "
-                    f"groups={{{one.group!r}: labels}}."
+                    f"groups lacks {group.name!r}, which has random effects; give "
+                    f"groups={{{group.name!r}: labels}}."
                 )
         if offset is None and self.spec.mu.offset:
             raise DataError("The model was trained with an offset; give offset= for the new rows.")

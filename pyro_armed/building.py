@@ -152,8 +152,8 @@ def _within(
     if rebuilt is None:
         if reconstruction is not None:
             raise ArgumentError(
-                "reconstruction=... needs a network that returns two tensors, its output and a reconstruction "
-                "of the input's shape; this one returns one."
+                "reconstruction=... needs a network that returns two tensors, its output and a "
+                "reconstruction of the input's shape; this one returns one."
             )
         return layers, None
     if not isinstance(reconstruction, Reconstruction):

@@ -375,9 +375,10 @@ def _structured(
     converged = fit.converged and (trained is None or trained.result.converged)
     chain.quality |= {"khat": torch.tensor(globals_.khat), "converged": torch.tensor(float(converged))}
     elbo = float(fit.elbo[-25:].mean()) * n_rows
+    whole: Any = guide
     if given is not module and within is not None:
-        guide = JointGuide(guide, within.restricted(module.spec.network_sites))
-    return FittedChain(chain, guide, elbo, converged, globals_.khat, notes)
+        whole = JointGuide(guide, within.restricted(module.spec.network_sites))
+    return FittedChain(chain, whole, elbo, converged, globals_.khat, notes)
 
 
 def _whole(name: str, value: Any, least: int) -> int:

@@ -10,7 +10,8 @@ Effects within the network stand on channels h of its layers, so that f(x_i) is 
 
     h -> (1 + gamma_c) h + b_c,  gamma_c ~ Normal(0, tau_gamma), b_c ~ Normal(0, tau_b)
 
-and a network that reconstructs its input gives that a likelihood too. The adversary and the fixed-effects loss are no part of it.
+and a network that reconstructs its input gives that a likelihood too. The adversary and the fixed-effects
+loss are no part of it.
 """
 
 from __future__ import annotations
@@ -343,8 +344,14 @@ class MixedEffectsModule(LocalPyroModule):
         if self.network is None:
             raise RuntimeError("the model has no network")
         if values is not None and are_draws(self.spec, values):
-            passes = zip(*(self.passed(batch, one) for one in single_draws(self.spec, values)), strict=True)
-            return Pass(*(None if part[0] is None else torch.stack(part) for part in passes))
+            passes = [self.passed(batch, one) for one in single_draws(self.spec, values)]
+            return Pass(
+                torch.stack([one.features for one in passes]),
+                torch.stack([one.output for one in passes]),
+                None
+                if passes[0].reconstruction is None
+                else torch.stack([one.reconstruction for one in passes if one.reconstruction is not None]),
+            )
         features, output, rebuilt = run_rows(self.network, self.spec, batch, values, self.output_layer)
         # Everything but the network itself is in the precision of the priors.
         return Pass(features.to(self.priors.dtype), output.to(self.priors.dtype), rebuilt)

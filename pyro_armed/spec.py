@@ -290,7 +290,7 @@ class ModelSpec:
         return tuple(block for predictor in self.predictors for block in predictor.blocks)
 
     def effect_names(self, group: str | None = None) -> list[str]:
-        """Names of the group effects, whose first axis is the group; those of one grouping factor if given."""
+        """Names of the group effects, whose first axis is the group; of one grouping factor if given."""
         names = [(b.group, b.effect_name(term)) for b in self.blocks for term in b.terms]
         names += [(layer.group, name) for layer in self.layers for name in layer.names]
         return [name for factor, name in names if group in (None, factor)]

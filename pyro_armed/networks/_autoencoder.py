@@ -21,9 +21,9 @@ from pyro_armed.networks._common import sizes_of, whole
 class AutoencoderClassifier(BuiltIn):
     """Convolutional autoencoder with a classifier on its latent values.
 
-    Returns a pair: the predictor, read from the latent values, and the reconstruction of the image. In a
-    model with `pyro_armed.effects.ScaleBias` on ``conv_layers`` it is the ARMED autoencoder-classifier: with a
-    group's effects it reconstructs and predicts for that group, with effects of zero it is the fixed-effects
+    Returns a pair: the predictor, read from the latent values, and the reconstruction of the image. With
+    `pyro_armed.effects.ScaleBias` on ``conv_layers`` it is the ARMED autoencoder-classifier: with a group's
+    effects it reconstructs and predicts for that group, with effects of zero it is the fixed-effects
     part, whose own loss `ARMED` adds with ``fixed_effects_weight=``.
 
     Parameters
@@ -59,8 +59,8 @@ class AutoencoderClassifier(BuiltIn):
 
     Notes
     -----
-    In Nguyen, Treacher, Montillo (TPAMI 45(7), 2023) the part with random effects is a second autoencoder with
-    weights of its own. Here both parts share their weights, as in any mixed model a group's regression is the
+    In Nguyen, Treacher, Montillo (TPAMI 45(7), 2023) the part with random effects is a second autoencoder
+    with weights of its own. Here both parts share their weights, as in any mixed model a group's regression is the
     population's plus the group's deviations.
 
     Examples
@@ -166,7 +166,7 @@ class AutoencoderClassifier(BuiltIn):
         last = nn.Conv2d(widths[-1], shape[0], self.kernel_size, padding=self.kernel_size // 2)
         units = (self.latent, *self.hidden)
         dense = dense_layers(units, self.activation, self.dropout)
-        parts = OrderedDict(
+        parts: OrderedDict[str, nn.Module] = OrderedDict(
             encoder=nn.Sequential(*encoder, nn.Flatten(), nn.Linear(flat, self.latent)),
             decoder=nn.Sequential(*decoder, last),
             classifier=nn.Sequential(*dense, nn.Linear(units[-1], out_features)),
@@ -185,8 +185,8 @@ class AutoencoderClassifier(BuiltIn):
         images = x.unsqueeze(1) if x.ndim == 3 else x
         if self._built is not None and tuple(images.shape[1:]) != self._built[0]:
             raise ArgumentError(
-                f"the AutoencoderClassifier takes images of shape {self._built[0]} (channels, height, width), "
-                f"but got a batch of shape {tuple(x.shape)}."
+                f"the AutoencoderClassifier takes images of shape {self._built[0]} (channels, height, "
+                f"width), but got a batch of shape {tuple(x.shape)}."
             )
         latent = parts.get_submodule("encoder")(images)
         rebuilt = parts.get_submodule("decoder")(latent)

@@ -52,8 +52,8 @@ def image_shape(shape: Any, blocks: int) -> tuple[int, int, int]:
     channels, height, width = (1, *sizes) if len(sizes) == 2 else sizes
     if min(height, width) < 2**blocks:
         raise ArgumentError(
-            f"images of {height} x {width} are too small for {blocks} convolution blocks, each of which halves "
-            "them; give channels fewer entries."
+            f"images of {height} x {width} are too small for {blocks} convolution blocks, each of which "
+            "halves them; give channels fewer entries."
         )
     return channels, height, width
 
@@ -206,8 +206,8 @@ class CNN(BuiltIn):
 
     Each block is convolution (size kept), batch normalisation, activation and max-pooling by 2; then the
     flattened or averaged maps go through dense hidden layers to a linear output layer. With
-    ``RandomEffects(group, slopes="features")``, a group-specific intercept and slopes on the last dense layer,
-    and an adversary it is the ARMED-CNN of Nguyen, Treacher, Montillo (TPAMI 45(7), 2023).
+    ``RandomEffects(group, slopes="features")``, a group-specific intercept and slopes on the last dense
+    layer, and an adversary it is the ARMED-CNN of Nguyen, Treacher, Montillo (TPAMI 45(7), 2023).
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from pyro_armed.errors import ArgumentError
-from pyro_armed.networks._reading import untouched
+from pyro_armed.networks._reading import run_network, untouched
 
 _SHOWN = 12
 
@@ -26,7 +26,8 @@ class LayerShape(NamedTuple):
     channels : int
         Number K of channels.
     spread : float
-        sd of the layer's output on the example; 1 where that is zero.
+        sd of what is scaled on the example: 1 after normalisation, that of the input where the layer gives
+        its reconstruction, else that of the layer's output (1 where it is zero).
     """
 
     channels: int
@@ -132,16 +133,24 @@ def layer_shapes(
         for name in normalize:
             if name == output_layer:
                 raise ArgumentError(
-                    f"the network's layer {name!r} gives its output, where group effects are an intercept and "
-                    "slopes: use RandomEffects(group, slopes='features')."
+                    f"the network's layer {name!r} gives its output, where group effects are an intercept "
+                    "and slopes: use RandomEffects(group, slopes='features')."
                 )
             layer = named_layer(network, name)
             stack.callback(layer.register_forward_hook(keep(name)).remove)
         with untouched(network):
-            network(example)
-    return {
+            rebuilt = run_network(network, example).reconstruction
+    shapes = {
         name: _shape(name, network.get_submodule(name), seen.get(name), len(example), wanted)
         for name, wanted in normalize.items()
+    }
+    if rebuilt is None:
+        return shapes
+    # What a layer gives before training says little of the unit of reconstructions; the inputs do.
+    last = [name for name, output in seen.items() if torch.equal(output.reshape(-1), rebuilt.reshape(-1))]
+    of_inputs = float(example.double().std()) or 1.0
+    return shapes | {
+        name: LayerShape(shapes[name].channels, of_inputs) for name in last if not normalize[name]
     }
 
 
