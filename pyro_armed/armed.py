@@ -11,6 +11,7 @@ from numbers import Real
 from typing import Any, Self
 
 import pandas as pd
+import xarray as xr
 from torch.distributions import Distribution
 
 from pyro_armed import families, files
@@ -33,6 +34,7 @@ from pyro_armed.new_groups import Adapt, Mode, mode_of
 from pyro_armed.new_rows import encode_rows, encode_support, weights_column
 from pyro_armed.posterior import Posterior
 from pyro_armed.predict import predict_draws
+from pyro_armed.reconstruct import reconstruct_rows
 from pyro_armed.report import describe_model, render_graph
 from pyro_armed.spec import Reconstruction
 from pyro_armed.summary import Summary, summarize
@@ -558,6 +560,47 @@ class ARMED:
         return prediction_idata(
             self.spec, encoded, values, kind=kind, mode=mode, seed=seed, regions=regions, attributes=how
         )
+
+    def reconstruct(
+        self,
+        x: Any,
+        *,
+        groups: Mapping[str, Any] | None = None,
+        new_groups: str = "error",
+        draws: int | None = None,
+        seed: int = 0,
+    ) -> xr.Dataset:
+        """Inputs as the network reconstructs them.
+
+        Parameters
+        ----------
+        x : array-like, shape (N, ...)
+            Inputs.
+        groups : mapping of str to array-like, optional
+            Group labels: those that the inputs have, or others, to see them as if they came from there.
+        new_groups : str
+            As for `predict`.
+        draws : int, optional
+            Draws of each chain to use; None: 50 where there are group effects within the network.
+        seed : int
+            The same seed gives the same numbers.
+
+        Returns
+        -------
+        xarray.Dataset
+            Dimensions (__obs__, x_dim_0, ...), means over the posterior: ``fixed`` by the fixed-effects part,
+            ``mixed`` with the effects of each row's group, ``mixed_sd`` over draws and restarts.
+
+        Raises
+        ------
+        ArgumentError
+            For a model whose network does not reconstruct its input.
+        UnseenGroupError, NotFittedError
+            As for `predict`.
+        """
+        posterior = self._fitted()
+        encoded = self._encode(x, groups)
+        return reconstruct_rows(posterior, encoded, self._mode(new_groups), seed=seed, draws=draws)
 
     def evaluate(
         self,

@@ -61,6 +61,7 @@ LAYERS = [
     "updating",
     "predict",
     "membership",
+    "reconstruct",
     "metrics",
     "evaluation",
     "conformal",

@@ -58,7 +58,7 @@ def build_idata(
         Whether to store ``log_likelihood`` and ``posterior_predictive``, which have chains x draws x rows
         numbers each. ``"auto"``: unless that is more than 5e7, or 1e5 where the network has group effects
         within, as each number then takes a pass of its own. ``prior_predictive`` is left out where it is as
-        large, unless asked for with True.
+        large or takes such passes, unless asked for with True.
     attributes : mapping, optional
         Written to the object and to each group, as is ``posterior.attributes``. Groups that were left out
         are named in the attribute ``omitted_groups``.
@@ -90,7 +90,8 @@ def build_idata(
     if prior_draws:
         prior = Posterior([prior_chain(module, prior_draws, seed)])
         groups["prior"] = posterior_dataset(prior)
-        if log_likelihood is True or prior_draws * batch.size <= most:
+        affordable = not module.spec.layers and prior_draws * batch.size <= MAX_POINTWISE
+        if log_likelihood is True or affordable:
             groups |= pointwise(prior, batch, ("prior_predictive",), index=index, seed=seed)
         else:
             omitted.append("prior_predictive")

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Self
 
 from torch import Tensor, nn
@@ -60,8 +61,8 @@ class AutoencoderClassifier(BuiltIn):
     Notes
     -----
     In Nguyen, Treacher, Montillo (TPAMI 45(7), 2023) the part with random effects is a second autoencoder
-    with weights of its own. Here both parts share their weights, as in any mixed model a group's regression is the
-    population's plus the group's deviations.
+    with weights of its own. Here both parts share their weights, as in any mixed model a group's regression
+    is the population's plus the group's deviations.
 
     Examples
     --------
@@ -157,7 +158,7 @@ class AutoencoderClassifier(BuiltIn):
             ACTIVATIONS[self.activation](),
             nn.Unflatten(1, deepest),
         ]
-        for (before, *_), (after, *_) in zip(sizes, sizes[1:], strict=False):
+        for (before, *_), (after, *_) in pairwise(sizes):
             encoder += [*self._convolution(before, after), nn.MaxPool2d(2)]
         # Back up through the encoder's sizes; at full size as many channels as its first block has.
         widths = [*self.channels[-2::-1], self.channels[0]]
