@@ -21,7 +21,7 @@ def test_bernoulli_reconstructions_are_probabilities():
     )
     model.fit(epochs=1, restarts=1, draws=5, guide="mean_field", progressbar=False)
     assert "reconstruction_sigma" not in model.idata["posterior"]
-    rebuilt = model.reconstruct((x > 0).astype(float), groups={"site": site})
+    rebuilt = model.reconstruct(x, groups={"site": site})
     assert rebuilt["mixed"].shape == (ROWS, 6, 6)
     assert 0.0 < float(rebuilt["mixed"].min()) < float(rebuilt["mixed"].max()) < 1.0
     assert np.array_equal(rebuilt["mixed"], rebuilt["fixed"])  # no effects within the network
