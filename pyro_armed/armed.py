@@ -600,7 +600,8 @@ class ARMED:
         """
         posterior = self._fitted()
         encoded = self._encode(x, groups)
-        return reconstruct_rows(posterior, encoded, self._mode(new_groups), seed=seed, draws=draws)
+        mode = self._mode(new_groups, None)
+        return reconstruct_rows(posterior, encoded, mode, seed=seed, draws=draws)
 
     def evaluate(
         self,

@@ -176,8 +176,7 @@ def clusters_of(spec: ModelSpec, batch: Batch) -> list[NDArray[np.int64]]:
     -------
     list of numpy.ndarray, shape (N,)
     """
-    names = dict.fromkeys(block.group for block in spec.blocks)
-    codes = [np.asarray(batch.codes[name].cpu().numpy()) for name in names]
+    codes = [np.asarray(batch.codes[name].cpu().numpy()) for name in spec.effect_groups]
     return [one for one in codes if len(np.unique(one)) > 1]
 
 

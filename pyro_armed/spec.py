@@ -296,6 +296,12 @@ class ModelSpec:
         return [name for factor, name in names if group in (None, factor)]
 
     @property
+    def effect_groups(self) -> list[str]:
+        """Names of the grouping factors that have effects, in the predictors or within the network."""
+        groups = [block.group for block in self.blocks] + [layer.group for layer in self.layers]
+        return list(dict.fromkeys(groups))
+
+    @property
     def mu(self) -> Predictor:
         """The predictor of the mean."""
         return self.predictors[0]

@@ -50,6 +50,11 @@ def update_effects(
     UnseenGroupError
         For groups that training did not have.
     """
+    if spec.layers:
+        raise ArgumentError(
+            "update() draws the effects of the predictor again, which depend on those within the network "
+            "(ScaleBias); fit a new model."
+        )
     if not spec.blocks:
         raise ArgumentError("update() draws group effects again, and this model has none; fit a new model.")
     _refuse_new(new)

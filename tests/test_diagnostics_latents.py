@@ -117,7 +117,7 @@ def test_counterfactual_predictions(fitted):
     rows = {"site": ["b"]}
     drawn = model.predict(x[1:2], groups=rows, draws=20)["predictions"]["y"].to_numpy()
     shown = ax.lines[0].get_xdata()
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b", "c"]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
     assert shown[1] == pytest.approx(drawn.mean(), abs=1e-6)
     with pytest.raises(ArgumentError, match=r"group='year' is not a grouping factor of the model \(site\)"):
         plots.counterfactual_groups(model, x[:3], "year")

@@ -153,7 +153,7 @@ def conformal_regions(
 
 def _calibration_factor(spec: ModelSpec, calibration: Encoded) -> str:
     """The first grouping factor none of whose calibration groups were trained on."""
-    names = list(dict.fromkeys(block.group for block in spec.blocks))
+    names = spec.effect_groups
     if not names:
         raise ArgumentError(
             "intervals='conformal' needs a model with group effects; add '(1 | group)' to the formula."

@@ -62,7 +62,7 @@ class Membership(Mode):
     def effects(self, chain: Chain, encoded: Encoded, generator: torch.Generator) -> dict[str, Tensor]:
         """In each draw those of one seen group, or a draw from Normal(0, Sigma); see `Mode.effects`."""
         spec = chain.module.spec
-        sizes = {block.group: len(encoded.new_groups.get(block.group, ())) for block in spec.blocks}
+        sizes = {group: len(encoded.new_groups.get(group, ())) for group in spec.effect_groups}
         made = draw_marginal(chain, sizes, generator)
         for group in [name for name, size in sizes.items() if size]:
             factor = self.factors[group]
@@ -74,12 +74,10 @@ class Membership(Mode):
             codes = torch.as_tensor(np.append(factor.candidates, 0))[drawn]
             draws = torch.arange(chain.n_draws)[:, None]
             # One choice for all effects of a group, those of other predictors such as sigma's included.
-            for block in [block for block in spec.blocks if block.group == group]:
-                for term in block.terms:
-                    name = block.effect_name(term)
-                    seen = chain.values[name][draws, codes]
-                    here = none.reshape(*none.shape, *[1] * (seen.ndim - 2)).to(seen.device)
-                    made[name] = torch.where(here, made[name], seen)
+            for name in spec.effect_names(group):
+                seen = chain.values[name][draws, codes]
+                here = none.reshape(*none.shape, *[1] * (seen.ndim - 2)).to(seen.device)
+                made[name] = torch.where(here, made[name], seen)
         return made
 
     def table(self, spec: ModelSpec, encoded: Encoded, top: int) -> pd.DataFrame:
@@ -158,7 +156,7 @@ def fit_membership(
     Membership
     """
     factors, refused = {}, {}
-    for group in dict.fromkeys(block.group for block in module.spec.blocks):
+    for group in module.spec.effect_groups:
         try:
             factors[group] = fit_factor(
                 posterior, module, training, group, seed=seed, progressbar=progressbar

@@ -80,6 +80,10 @@ class Adapt(Mode):
             here, there = _matches(new.get(block.group, []), supported.get(block.group, []))
             for name in (block.effect_name(term) for term in block.terms) if here else ():
                 made[name][:, here] = adapted[name][:, there]
+            # Those within the network are the average group's, as they were when the others adapted.
+            for layer in chain.module.spec.layers if here else ():
+                for name in layer.names if layer.group == block.group else ():
+                    made[name][:, here] = 0.0
         return made
 
     def received(self, encoded: Encoded) -> dict[str, list[str]]:
