@@ -31,3 +31,18 @@ def test_slopes_without_an_intercept(slopes):
 def test_bad_input(options, message):
     with pytest.raises(ArgumentError, match=message):
         pa.RandomEffects("site", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": []}, r"layers=\[\] of ScaleBias must name layers"),
+        ({"layers": [1]}, r"must name layers of the network"),
+        ({"layers": ["a", "b", "a"]}, r"names the layer 'a' twice"),
+        ({"group": ""}, r"group='' of ScaleBias must name a grouping factor"),
+        ({"normalize": 1}, r"normalize=1 of ScaleBias must be True or False"),
+    ],
+)
+def test_bad_scale_bias(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        pa.effects.ScaleBias(**{"layers": ["a"], "group": "site", **options})

@@ -504,12 +504,12 @@ def test_networks_are_run_in_evaluation_mode_and_put_back() -> None:
 
 
 def test_network_rows_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyro_armed.export import _rows
+    from pyro_armed import passes
 
     module = make_network("y ~ x + z + (1 + features | site)")
     posterior = hand_made(module)
     whole = export.pointwise(posterior, data_of(module), ("log_likelihood",))["log_likelihood"]
-    monkeypatch.setattr(_rows, "_MAX_NETWORK_ROWS", 5)
+    monkeypatch.setattr(passes, "_INPUTS", 10)  # five rows of two columns
     pieces = export.pointwise(posterior, data_of(module), ("log_likelihood",))["log_likelihood"]
     xr.testing.assert_allclose(whole, pieces, rtol=1e-12)
 

@@ -399,3 +399,79 @@ def test_reconstruction_needs_a_network_that_gives_one():
     model.fit(epochs=1, restarts=1, draws=5, guide="mean_field", progressbar=False)
     with pytest.raises(ArgumentError, match="does not reconstruct its input"):
         model.reconstruct(x, groups={"site": site})
+
+
+# --- inference and files -----------------------------------------------------------------------------------
+
+
+@pytest.mark.arviz1
+@pytest.mark.filterwarnings("ignore::pyro_armed.errors.ConvergenceWarning")
+@pytest.mark.parametrize("inference", ["svi", "nuts"])
+def test_posterior_names_files_and_guide(inference, tmp_path):
+    x, _, site = images()
+    model = autoencoder()
+    model.fit(inference=inference, epochs=2, restarts=1, draws=8, warmup=10, progressbar=False)
+    posterior = model.idata["posterior"]
+    layer = "layers.encoder.0"
+    assert posterior[f"scale[{layer}]|site"].dims[2:] == ("site__factor_dim", f"{layer}__channel_dim")
+    assert posterior[f"bias[{layer}]|site_sigma"].dims == ("chain", "draw")
+    assert posterior["site__factor_dim"].to_numpy().tolist() == ["a", "b", "c"]
+    assert "group effects within its layers, at their SVI means" in posterior.attrs["conditions_on"]
+    assert "mean-field" in posterior.attrs["effects_within_layers"]
+    groups = {"site": site}
+    model.save(tmp_path / "model")
+    loaded = pa.load(tmp_path / "model")
+    for name in ("fixed", "mixed"):
+        assert np.array_equal(
+            model.reconstruct(x, groups=groups)[name], loaded.reconstruct(x, groups=groups)[name]
+        )
+    new = {"site": ["new"] * len(x)}
+    first = model.predict(x, groups=new, new_groups="marginal", seed=1)["predictions"]["y"]
+    second = loaded.predict(x, groups=new, new_groups="marginal", seed=1)["predictions"]["y"]
+    assert np.array_equal(first, second)
+    if inference == "svi":
+        module = model.module
+        with local_parameters(), seeded(0):
+            loss, trace = negative_elbo(module, model.guide, module.data)
+        assert bool(torch.isfinite(loss))
+        assert {f"scale[{layer}]|site", "reconstruction", "features_raw"} <= set(trace.nodes)
+
+
+def test_population_and_marginal_effects_of_new_groups():
+    from pyro_armed.new_groups import draw_marginal
+    from pyro_armed.posterior import Chain
+
+    module = model_of().module
+    values = {name: table.repeat(4000, 1, 1) for name, table in effects_of(module).items()}
+    sds = {
+        "scale[conv1]|site": 0.3,
+        "bias[conv1]|site": 2.0,
+        "scale[dense]|site": 0.1,
+        "bias[dense]|site": 1.0,
+    }
+    values |= {f"{name}_sigma": torch.full((4000,), sd, dtype=torch.float64) for name, sd in sds.items()}
+    values |= {"1|site": torch.zeros(4000, 3).double(), "1|site_sigma": torch.ones(4000).double()}
+    made = draw_marginal(Chain(module, values), {"site": 2}, torch.Generator().manual_seed(0))
+    for name, sd in sds.items():
+        assert made[name].shape == (4000, 2, values[name].shape[2])
+        assert float(made[name].std()) == pytest.approx(sd, rel=0.05)  # at least 24,000 draws
+
+
+def test_what_cannot_be_done_with_effects_within_the_network():
+    model = model_of()
+    model._posterior = object()  # not looked at before the refusals
+    with pytest.raises(ArgumentError, match="icc shares out the variance of a linear predictor"):
+        pa.diagnostics.icc(model)
+    with pytest.raises(ArgumentError, match="integrates their effects out"):
+        pa.diagnostics.group_log_likelihood(model)
+
+
+def test_formulas_name_effects_within_the_network():
+    frame = pa.simulate.mixed_model(4, 10, seed=0).frame
+    network = pa.networks.MLP(hidden=(3,))
+    effects = pa.effects.ScaleBias("layers.0", "group")
+    model = pa.ARMED("y ~ x1 + (1 | group)", frame, network=network, random_effects=effects)
+    assert model.spec.layers[0].channels == 3
+    assert "in layer 'layers.0': h -> (1 + gamma[group(i)])" in str(model)
+    with pytest.raises(ArgumentError, match=r"add a term such as \(1 \| group\)"):
+        pa.ARMED("y ~ x1", frame, network=pa.networks.MLP(hidden=(3,)), random_effects=effects)

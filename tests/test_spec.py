@@ -5,7 +5,8 @@ import json
 import pytest
 from hand_made import design, frame
 
-from pyro_armed.spec import FEATURES, EffectBlock, ModelSpec, Term, feature_term, prefix
+from pyro_armed.errors import ArgumentError
+from pyro_armed.spec import FEATURES, EffectBlock, ModelSpec, Reconstruction, Term, feature_term, prefix
 
 
 def spec(formulas, family="gaussian", **options):
@@ -81,3 +82,9 @@ def test_width_of_a_block():
 def test_json_and_back(formulas, family, options, features):
     made = spec(formulas, family, **options).with_features(features)
     assert ModelSpec.from_config(json.loads(json.dumps(made.to_config()))) == made
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, "1", True, float("inf")])
+def test_weight_of_a_reconstruction(weight):
+    with pytest.raises(ArgumentError, match="of Reconstruction must be a number above 0"):
+        Reconstruction(weight=weight)
