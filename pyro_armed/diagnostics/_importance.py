@@ -144,8 +144,8 @@ def importance(
     Examples
     --------
     >>> import pyro_armed as pa
-    >>> data = pa.simulate.mixed_model(8, 20, n_predictors=2, seed=0)
-    >>> model = pa.ARMED("y ~ x1 + x2 + (1 + x1 | group)", data.frame)
+    >>> data = pa.simulate.mixed_model(8, 20, seed=0)
+    >>> model = pa.ARMED("y ~ x1 + (1 + x1 | group)", data.frame)
     >>> _ = model.fit(restarts=1, draws=50, progressbar=False)
     >>> importance(model).table.columns.tolist()
     ['mean', 'sd', 'q5', 'q95', 'share', 'group_sd|group']
