@@ -162,8 +162,7 @@ def _restore(
     model._module = modules[header["best"]]
     model._guide = _unpack_guide(model, header["guide"], tensors)
     model._idata = _arviz.unpack(header["idata"], tensors)
-    # Files of earlier versions have no such entry.
-    stored = header.get("membership")
+    stored = header["membership"]
     model._membership = None if stored is None else Membership.unpack(model._module, stored, tensors)
 
 
