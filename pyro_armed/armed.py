@@ -741,7 +741,8 @@ class ARMED:
             One row for each grouping factor: ``groups`` told apart (at most 500, those with the most rows),
             the classifier's ``accuracy`` on single held-out rows, the mean probability of "none" for groups
             that are new to it (``none_new``) and for its own (``none_returning``); the evidence of n rows
-            counts ``scale / (1 + (n - 1) * correlation)`` of its sum.
+            counts ``scale / (1 + (n - 1) * correlation)`` of its sum. ``note`` says why a factor has no
+            classifier: too few groups, or no covariates to tell them by.
 
         Raises
         ------
@@ -760,7 +761,7 @@ class ARMED:
         if self._training is None:
             raise NotFittedError(
                 "The file has no membership classifier, and no training rows to make one: call "
-                "fit_membership() before save()."
+                "fit_membership() before save(), or pyro-armed fit with --membership."
             )
         seed = int(posterior.attributes.get("seed", 0)) if seed is None else seed
         self._membership = fit_membership(

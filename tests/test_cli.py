@@ -110,6 +110,19 @@ def test_progress_is_shown_unless_quiet(files, capsys):
     assert "SVI" not in run(capsys, *arguments, "--quiet")[2]
 
 
+def test_membership_is_predicted_where_fit_was_asked_for_it(files, capsys):
+    predicting = ["--new-groups", "membership", "--out", files / "mem.csv"]
+    code, _, err = run(capsys, "predict", files / "m.armed", files / "rows.csv", *predicting)
+    assert code == 2
+    assert "fit with --membership" in err
+    made = ["--out", files / "mem.armed", "--membership", *SMALL]
+    assert run(capsys, "fit", FORMULA, files / "train.csv", *made)[0] == 0
+    assert run(capsys, "predict", files / "mem.armed", files / "rows.csv", *predicting)[0] == 0
+    predicted = pa.load(files / "mem.armed").predict(pd.read_csv(files / "rows.csv"), new_groups="membership")
+    mean = predicted["predictions"]["y"].mean(["chain", "draw"])
+    np.testing.assert_allclose(pd.read_csv(files / "mem.csv")["mean"], mean, rtol=1e-5)
+
+
 def test_fit_passes_network_adversary_and_family(files, capsys):
     frame = pd.read_csv(files / "train.csv").assign(
         z=lambda rows: (rows["y"] > rows["y"].median()).astype(int)

@@ -63,6 +63,11 @@ def add_fit(commands: Any) -> None:
     parser.add_argument("data", metavar="DATA", type=Path, help="training rows, .csv or .parquet")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.armed", help="the fitted model")
     parser.add_argument("--netcdf", type=Path, metavar="FILE.nc", help="the ArviZ object as netCDF")
+    parser.add_argument(
+        "--membership",
+        action="store_true",
+        help="put a classifier of groups in the file, for predict and evaluate --new-groups membership",
+    )
     add_model_options(parser)
     _seed_and_quiet(parser)
     parser.set_defaults(run=_fit)
@@ -75,6 +80,8 @@ def _fit(options: argparse.Namespace) -> None:
     frame = read_table(options.data, options.formula)
     model = model_of(options, options.formula, frame)
     idata = model.fit(**fit_options(options), seed=options.seed, progressbar=not options.quiet)
+    if options.membership:
+        model.fit_membership(progressbar=not options.quiet)
     write_whole(options.out, model.save)
     if options.netcdf is not None:
         write_netcdf(options.netcdf, idata)
@@ -249,7 +256,8 @@ def _model_and_data(parser: argparse.ArgumentParser, what: str) -> None:
         default="error",
         choices=MODES,
         help="groups that training did not have: error refuses them, population takes the average group, "
-        "marginal draws their effects, adapt draws them given the rows of --support (%(default)s)",
+        "marginal draws their effects, membership takes those of seen groups that the rows resemble (fit "
+        "--membership), adapt draws them given the rows of --support (%(default)s)",
     )
     parser.add_argument(
         "--support",

@@ -1,4 +1,7 @@
-"""The classifier q(group | x): small networks, each trained on some rows and judged on others."""
+"""The classifier q(group | x): small networks, each trained on some rows and judged on others.
+
+In torch, because boosted trees could be kept in a file only as a pickle.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """What the classifier sees of a row: its raw inputs and, with a network, its hidden features.
 
-Features alone would not do: an adversary is there to make them say nothing about the group. With them the
-classifier learned more from the same rows than from raw inputs alone (spirals: 12 to 20 % more nats per row).
+Features alone would not do: they told a fifth to a half of what raw images tell of their site (digits), and an
+adversary is there to make them tell nothing. Beside the raw inputs they help: on spirals the classifier learned
+13 to 20 % more nats per row from the same rows.
 """
 
 from __future__ import annotations

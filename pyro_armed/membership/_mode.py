@@ -107,11 +107,11 @@ class Membership(Mode):
 
     def quality(self) -> pd.DataFrame:
         """What held-out rows say of each classifier; see `ARMED.fit_membership`."""
-        rows = [
-            {"factor": group, **factor.quality, **vars(factor.tempering)}
+        rows: list[dict[str, Any]] = [
+            {"factor": group, **factor.quality, **vars(factor.tempering), "note": ""}
             for group, factor in self.factors.items()
         ]
-        return pd.DataFrame(rows)
+        return pd.DataFrame([*rows, *({"factor": k, "note": why} for k, why in self.refused.items())])
 
     def pack(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """A JSON-able description; arrays go to ``tensors``."""
