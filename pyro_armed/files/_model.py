@@ -38,9 +38,10 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
 
     The file holds the posterior draws, the networks' weights and buffers, a mean-field guide, the classifier
     of `ARMED.fit_membership` where it has been called, the formula with what its transforms learned (levels,
-    means, ranges), labels of all groups, and the ArviZ object as it is now. Training rows are *not* in it, except for what the ArviZ object shows: the response and the
-    group labels of each row (``observed_data``, ``constant_data``), pointwise log likelihoods and predictive
-    draws. Delete those groups from ``model.idata`` first where they must not leave the house.
+    means, ranges), labels of all groups, and the ArviZ object as it is now. Training rows are *not* in it,
+    except for what the ArviZ object shows: the response and the group labels of each row (``observed_data``,
+    ``constant_data``), pointwise log likelihoods and predictive draws. Delete those groups from
+    ``model.idata`` first where they must not leave the house.
 
     Parameters
     ----------

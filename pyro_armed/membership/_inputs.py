@@ -1,8 +1,8 @@
 """What the classifier sees of a row: its raw inputs and, with a network, its hidden features.
 
-Features alone would not do: they told a fifth to a half of what raw images tell of their site (digits), and an
-adversary is there to make them tell nothing. Beside the raw inputs they help: on spirals the classifier learned
-13 to 20 % more nats per row from the same rows.
+Features alone would not do: they told 24 to 55 % of what raw images tell of their site (digits), and an
+adversary is there to make them tell nothing. Beside the raw inputs they help: on spirals the classifier
+learned 13 to 20 % more nats per row from the same rows.
 """
 
 from __future__ import annotations
