@@ -11,6 +11,8 @@
 # the class.
 
 # %%
+import warnings
+
 import matplotlib.pyplot as plt
 import pandas as pd
 
@@ -44,9 +46,10 @@ pa.diagnostics.between_within(split).round(2)
 # The same small network three times: alone, with random effects, and with random effects and the adversary,
 # a classifier that tries to tell the group from the network's activations while the network is trained to
 # make it fail. `warmup=0.5` lets the network learn the task first. (The mean-field guide is the quick one: it
-# finds the middle of the posterior, and its intervals are too narrow, of which it warns.)
+# finds the middle of the posterior, and its intervals are too narrow. It warns of that, which is not shown.)
 
 # %%
+warnings.simplefilter("ignore", pa.errors.ConvergenceWarning)
 columns = "y ~ x1 + x2 + probe1 + probe2"
 settings = {
     "conventional": (columns, None),
