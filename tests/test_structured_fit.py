@@ -273,6 +273,28 @@ def test_few_steps_are_not_converged():
     assert not result.converged
 
 
+def test_expensive_fits_keep_the_gaussian_of_the_hessian(monkeypatch):
+    """Few noisy steps would leave it worse than they found it."""
+    monkeypatch.setattr(structured_fit, "_STEP_BUDGET", 1)
+    guide = guide_of("y ~ 1 + (1 | g)", data=grouped())
+    result = structured_fit.fit_structured(guide, seed=0, progressbar=False)
+    assert result.converged
+    assert len(result.elbo) == 10
+    mean, factor = guide.mean_and_factor()
+    expected = torch.linalg.inv(structured_fit._hessian(guide, mean.detach()))
+    torch.testing.assert_close(factor @ factor.mT, expected, rtol=1e-3, atol=1e-6)
+    assert result.elbo.std() < 1.0
+
+
+def test_crossed_factors_cost_what_their_dense_part_costs():
+    data = frame(40, 10)
+    data["h"] = np.arange(len(data)) % 37
+    one, two = guide_of("y ~ 1 + (1 | g)", data=data), guide_of("y ~ 1 + (1 | g) + (1 | h)", data=data)
+    dense = 37**2 * (37 + 40) // 5000
+    assert structured_fit.affordable(one, 10**7) == 10**7 // 40
+    assert structured_fit.affordable(two, 10**7) == 10**7 // (77 * 2 + dense)
+
+
 def test_draws_are_not_corrected_where_khat_says_no(monkeypatch):
     guide, _ = fitted("y ~ x + (1 | g)", max_steps=25)
     smooth = structured_fit.pareto_smooth
