@@ -66,7 +66,7 @@ def test_features_that_tell_nothing_are_within_the_interval(make):
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [unrelated, known_from_the_response])
 def test_the_interval_holds_in_95_percent_of_seeds(make):
-    """50 seeds at 0.95: 42 or fewer have probability 0.003; ties of few rows make it a little conservative."""
+    """50 seeds at 0.95: 42 or fewer have probability 0.003; ties of few rows make it conservative."""
     assert within(range(100, 150), make) >= 43
 
 
