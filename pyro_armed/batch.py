@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "minibatches"]
+__all__ = ["Batch", "inclusion_probability", "minibatches", "present_groups"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,28 @@ class Batch:
                 changed[item.name] = {key: torch.cat([part, second[key]]) for key, part in first.items()}
         return replace(self, **changed)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, ``codes.site`` for that of a dictionary."""
+        found: dict[str, Tensor] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                found[item.name] = value
+            elif isinstance(value, dict):
+                found.update({f"{item.name}.{key}": tensor for key, tensor in value.items()})
+        return found
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Batch:
+        """The same batch with other tensors, by the names that `tensors` gives them."""
+        changed: dict[str, Any] = {}
+        for name, tensor in tensors.items():
+            attribute, _, key = name.partition(".")
+            if key:
+                changed.setdefault(attribute, dict(getattr(self, attribute)))[key] = tensor
+            else:
+                changed[attribute] = tensor
+        return replace(self, **changed)
+
     def without_response(self) -> Batch:
         """The rows as a predictive model sees them."""
         return replace(self, response=None)
@@ -149,3 +171,61 @@ def minibatches(n_rows: int, batch_size: int, generator: torch.Generator) -> Ite
     batch_size = min(batch_size, n_rows)
     for start in range(0, n_rows - batch_size + 1, batch_size):
         yield order[start : start + batch_size]
+
+
+def present_groups(codes: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+    """The groups of some rows, without a table as long as the groups are many.
+
+    Parameters
+    ----------
+    codes : Tensor, shape (..., B)
+        Codes of the rows.
+    padding : int
+        What fills up the groups to B: shapes do not depend on the rows, so that a step can be traced.
+
+    Returns
+    -------
+    groups : Tensor, shape (..., B)
+        Distinct codes in ascending order, then padding.
+    positions : Tensor, shape (..., B)
+        Where each row's code stands in ``groups``.
+
+    Examples
+    --------
+    >>> present_groups(torch.tensor([7, 2, 7]), padding=9)
+    (tensor([2, 7, 9]), tensor([1, 0, 1]))
+    """
+    ordered, order = codes.sort(dim=-1, stable=True)
+    first = torch.ones_like(ordered)
+    first[..., 1:] = (ordered[..., 1:] != ordered[..., :-1]).to(first.dtype)
+    slots = first.cumsum(-1) - 1
+    positions = torch.zeros_like(codes).scatter(-1, order, slots)
+    return torch.full_like(codes, padding).scatter(-1, slots, ordered), positions
+
+
+def inclusion_probability(counts: Tensor, n_rows: int, batch_size: int) -> Tensor:
+    """Probability that a random minibatch has at least one row of a group.
+
+    Parameters
+    ----------
+    counts : Tensor, shape (C,)
+        Rows of each group.
+    n_rows : int
+        Rows of the data set, N.
+    batch_size : int
+        Rows of a minibatch, drawn without replacement, B.
+
+    Returns
+    -------
+    Tensor, shape (C,), float64
+        One minus the hypergeometric probability of none.
+
+    Examples
+    --------
+    >>> inclusion_probability(torch.tensor([1, 2, 3]), 4, 2)
+    tensor([0.5000, 0.8333, 1.0000], dtype=torch.float64)
+    """
+    # A sum over the rows of the largest group: log factorials would lose the small probabilities.
+    others = n_rows - torch.arange(int(counts.max()), dtype=torch.float64, device=counts.device)
+    log_none = torch.log1p((-batch_size / others).clamp_min(-1.0)).cumsum(0)
+    return -torch.expm1(torch.cat([log_none.new_zeros(1), log_none])[counts])

@@ -187,6 +187,15 @@ class MeanFieldGuide(LocalPyroModule):
                 draws[site.name] = self._draw(site, location, log_scale)
         return draws
 
+    def tables(self) -> dict[str, str]:
+        """Names of the parameters that have one row for each group, and the grouping factor of each."""
+        return {
+            f"{part}.{position}": site.group
+            for position, site in enumerate(self.sites)
+            if site.group is not None
+            for part in ("locations", "log_scales")
+        }
+
     @staticmethod
     def _draw(site: LatentSite, location: Tensor, log_scale: Tensor) -> Tensor:
         base_event_dim = location.dim() - int(site.group is not None)

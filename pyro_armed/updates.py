@@ -1,0 +1,374 @@
+"""One training step as a function of tensors: the batch, its gradient, clipping and Adam.
+
+Training calls the function itself, or a graph of it: see `pyro_armed.compiled`. Everything that changes is
+in a dictionary of tensors, the state, and nothing is read back from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value
+
+from pyro_armed.batch import Batch, inclusion_probability, present_groups
+from pyro_armed.objective import LossParts, Objective
+
+__all__ = ["CONTROLS", "Layout", "Update", "initial_state", "write_back"]
+
+State = dict[str, Tensor]
+Tensors = dict[str, Tensor]
+
+# What a step is told besides its rows, in this order.
+CONTROLS = ("adversary weight", "learning rate", "classifiers' learning rate")
+_BETAS, _EPS = (0.9, 0.99), 1e-8
+_ROLES = ("trained", "classifier")
+
+
+class _Parts(nn.Module):
+    """Model, guide and classifiers under one roof, so that `functional_call` finds all their parameters."""
+
+    def __init__(self, objective: Objective):
+        super().__init__()
+        self.objective = (objective,)  # a tuple, for a module would be registered a second time
+        self.module = objective.module
+        if isinstance(objective.guide, nn.Module):
+            self.guide = objective.guide
+        if objective.adversary is not None:
+            self.classifiers = objective.adversary.classifiers
+
+    def forward(self, batch: Batch, weight: Tensor) -> LossParts:
+        return self.objective[0](batch, weight)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each tensor of an objective stands in the state.
+
+    Attributes
+    ----------
+    dense : dict of str to dict of str to torch.Size
+        Parameters that each step changes, by the vector that holds them (one for each role and precision).
+    tables : dict of str to str
+        Parameters with one row for each group, and the grouping factor, where a step touches only the
+        groups in its batch.
+    fixed : dict of str to torch.Size
+        Frozen parameters, and buffers.
+    """
+
+    dense: dict[str, dict[str, torch.Size]]
+    tables: dict[str, str]
+    fixed: dict[str, torch.Size]
+
+    @classmethod
+    def of(cls, objective: Objective, sparse: Sequence[str]) -> Layout:
+        """The layout of one objective, the tables of the grouping factors ``sparse`` apart."""
+        parts = _Parts(objective)
+        owners = getattr(objective.guide, "tables", dict)()
+        tables = {f"guide.{name}": group for name, group in owners.items() if group in sparse}
+        dense: dict[str, dict[str, torch.Size]] = {}
+        fixed = {name: buffer.shape for name, buffer in parts.named_buffers()}
+        for name, parameter in parts.named_parameters():
+            if not parameter.requires_grad:
+                fixed[name] = parameter.shape
+            elif name not in tables:
+                role = _ROLES[name.startswith("classifiers.")]
+                dense.setdefault(f"{role}.{parameter.dtype}", {})[name] = parameter.shape
+        return cls(dense, tables, fixed)
+
+
+def initial_state(layout: Layout, objectives: Sequence[Objective]) -> State:
+    """What a step changes, before the first one.
+
+    Parameters
+    ----------
+    layout : Layout
+        The layout of each of the objectives.
+    objectives : sequence of Objective
+        One for each restart. More than one stand side by side in a leading axis; the tables, one below the
+        other.
+
+    Returns
+    -------
+    dict of str to Tensor
+    """
+    named = [_named(objective) for objective in objectives]
+    joined = (lambda parts: parts[0].clone()) if len(objectives) == 1 else torch.stack
+    state: State = {}
+    for key, names in layout.dense.items():
+        flat = [torch.cat([tensors[name].reshape(-1) for name in names]) for tensors in named]
+        _with_moments(state, key, joined(flat))
+    for name, group in layout.tables.items():
+        # The row after the last group is where padding reads and writes.
+        rows = [torch.cat([tensors[name], tensors[name][:1]]) for tensors in named]
+        _with_moments(state, name, torch.cat(rows))
+        if f"count.{group}" not in state:
+            state[f"count.{group}"] = torch.zeros(len(state[name]), device=state[name].device)
+    for name in layout.fixed:
+        state[name] = joined([tensors[name] for tensors in named])
+    device = next(iter(state.values())).device
+    lead = () if len(objectives) == 1 else (len(objectives),)
+    state["norm"] = torch.full(lead, torch.inf, dtype=torch.float64, device=device)
+    state["count"] = torch.zeros(lead, dtype=torch.float64, device=device)
+    return state
+
+
+@torch.no_grad()
+def write_back(layout: Layout, state: State, objectives: Sequence[Objective]) -> None:
+    """Put the state's values into the modules that it was made from."""
+    for position, objective in enumerate(objectives):
+        values = _one_of(layout, state, position if len(objectives) > 1 else None, len(objectives))
+        for name, tensor in _named(objective).items():
+            tensor.copy_(values[name])
+
+
+def _named(objective: Objective) -> Tensors:
+    parts = _Parts(objective)
+    return {name: tensor.detach() for name, tensor in [*parts.named_parameters(), *parts.named_buffers()]}
+
+
+def _with_moments(state: State, key: str, value: Tensor) -> None:
+    state[key] = value
+    state[f"{key}.mean"], state[f"{key}.square"] = torch.zeros_like(value), torch.zeros_like(value)
+
+
+def _one_of(layout: Layout, state: State, position: int | None, count: int) -> Tensors:
+    """The parameters and buffers of one restart."""
+    pick = (lambda tensor: tensor) if position is None else (lambda tensor: tensor[position])
+    values = {name: pick(state[name]) for name in layout.fixed}
+    for key, shapes in layout.dense.items():
+        values.update(_unflattened(pick(state[key]), shapes))
+    for name in layout.tables:
+        values[name] = state[name].chunk(count)[position or 0][:-1]
+    return values
+
+
+def _unflattened(flat: Tensor, shapes: Mapping[str, torch.Size]) -> Tensors:
+    parts = flat.split([shape.numel() for shape in shapes.values()], dim=-1)
+    lead = flat.shape[:-1]
+    return {n: p.reshape(lead + shape) for (n, shape), p in zip(shapes.items(), parts, strict=True)}
+
+
+class Update:
+    """A step of Adam on one objective.
+
+    Groups by the million: the effects of a grouping factor in ``sparse`` are drawn for the groups in the
+    batch alone, the divergence of each from its prior divided by the probability that a batch has it, and
+    Adam's moments and step counts are kept by group and move when the group is in the batch (the lazy Adam
+    of sparse embeddings, with bias corrections by row).
+
+    Parameters
+    ----------
+    objective : Objective
+        The loss.
+    data : Batch
+        All rows; only their shapes and the sizes of the groups are kept.
+    size : int
+        Rows per step.
+    clip : float
+        Largest norm of the gradient, relative to a running average of its norm.
+    sparse : sequence of str
+        Grouping factors of which a step touches only the groups in its batch.
+    """
+
+    def __init__(self, objective: Objective, data: Batch, size: int, clip: float, sparse: Sequence[str] = ()):
+        self.parts, self.clip, self.size = _Parts(objective), clip, size
+        self.layout = Layout.of(objective, sparse)
+        self.frame = replace(data.map(lambda tensor: tensor[:0]), size=size)
+        self.whole = size == data.n_rows
+        sizes = {group.name: group.size for group in objective.module.spec.groups}
+        self.dummies = {name: sizes[name] for name in sparse}
+        self.scales = {name: _group_scales(data, name, sizes[name], size) for name in sparse}
+
+    # --- the batch -------------------------------------------------------------------------------------
+
+    def select(self, source: Tensors, rows: Tensor | None) -> tuple[Tensors, Tensors]:
+        """Tensors of a batch, and the codes of its groups in the tables.
+
+        Parameters
+        ----------
+        source : dict of str to Tensor
+            `Batch.tensors` of all rows.
+        rows : Tensor, shape (B,) or (R, B), optional
+            Which of them; None: all.
+
+        Returns
+        -------
+        batch : dict of str to Tensor
+            As the model takes it: codes count the groups of the batch.
+        present : dict of str to Tensor, shape (B,) or (R, B)
+            The groups of the batch; as many as rows, padded with the number of groups.
+        """
+        if rows is None:
+            return source, {}
+        batch = {name: tensor[rows] for name, tensor in source.items()}
+        batch["rows"] = rows
+        present = {}
+        for name, dummy in self.dummies.items():
+            groups, codes = present_groups(batch[f"codes.{name}"], dummy)
+            batch[f"codes.{name}"] = codes
+            # Values are rows of what `values` gathers, not of the whole tables.
+            batch[f"present.{name}"] = torch.arange(self.size, device=rows.device).expand(rows.shape)
+            batch[f"group_scale.{name}"] = self.scales[name][groups]
+            present[name] = groups
+        return batch, present
+
+    # --- parameters and their gradient -----------------------------------------------------------------
+
+    def values(self, state: State, present: Tensors) -> Tensors:
+        """The trained parameters by name; of the tables, the rows that are present."""
+        values = {}
+        for key, shapes in self.layout.dense.items():
+            values.update(_unflattened(state[key], shapes))
+        for name, group in self.layout.tables.items():
+            values[name] = state[name][self._places(present, group)]
+        return values
+
+    def _places(self, present: Tensors, group: str) -> Tensor:
+        """Rows of the tables of all restarts, which stand one below the other."""
+        groups = present[group]
+        if groups.dim() == 1:
+            return groups
+        restarts = torch.arange(len(groups), device=groups.device)
+        return groups + restarts[:, None] * (self.dummies[group] + 1)
+
+    def gradient(self, values: Tensors, batch: Tensors, weight: Tensor) -> tuple[Tensors, Tensor]:
+        """Gradient of the loss by autograd, the buffers changed in place; and the step's record.
+
+        Parameters
+        ----------
+        values : dict of str to Tensor
+            Trained parameters by name.
+        batch : dict of str to Tensor
+            From `select`.
+        weight : Tensor
+            Weight of the adversary.
+
+        Returns
+        -------
+        gradient : dict of str to Tensor
+        record : Tensor, shape (3,)
+            ELBO per row, accuracy of the adversary and chance.
+        """
+        leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
+        parts = self._loss(leaves, batch, weight)
+        found = torch.autograd.grad(parts.total, list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, found, strict=True)), _record(parts)
+
+    def pure_gradient(
+        self, values: Tensors, fixed: Tensors, batch: Tensors, weight: Tensor
+    ) -> tuple[Tensors, Tensors, Tensor]:
+        """`gradient` as a pure function: frozen parameters and buffers are arguments, new buffers a result."""
+
+        def loss(values: Tensors, fixed: Tensors) -> tuple[Tensor, tuple[Tensors, Tensor]]:
+            fixed = {name: tensor.clone() for name, tensor in fixed.items()}
+            parts = self._loss({**values, **fixed}, batch, weight)
+            return parts.total, (fixed, _record(parts))
+
+        gradient, (_, (changed, record)) = grad_and_value(loss, has_aux=True)(values, fixed)
+        return gradient, changed, record
+
+    def _loss(self, tensors: Tensors, batch: Tensors, weight: Tensor) -> LossParts:
+        return functional_call(self.parts, tensors, (self.frame.with_tensors(batch), weight), strict=False)
+
+    # --- the step --------------------------------------------------------------------------------------
+
+    def __call__(self, state: State, source: Tensors, rows: Tensor | None, controls: Tensor) -> Tensor:
+        """Change the state by one step.
+
+        Parameters
+        ----------
+        state : dict of str to Tensor
+            Changed in place.
+        source : dict of str to Tensor
+            `Batch.tensors` of all rows.
+        rows : Tensor, shape (B,), optional
+            Which of them; None: all.
+        controls : Tensor, shape (3,)
+            See ``CONTROLS``.
+
+        Returns
+        -------
+        Tensor, shape (3,)
+            ELBO per row, accuracy of the adversary and chance.
+        """
+        batch, present = self.select(source, rows)
+        gradient, record = self.gradient(self.values(state, present), batch, controls[0])
+        self.ascend(state, gradient, present, controls)
+        return record
+
+    @torch.no_grad()
+    def ascend(self, state: State, gradient: Tensors, present: Tensors, controls: Tensor) -> None:
+        """Clip the gradient and take Adam's step."""
+        lead = controls.shape[:-1]
+        flat = {
+            key: torch.cat([gradient[name].reshape((*lead, -1)) for name in names], dim=-1)
+            for key, names in self.layout.dense.items()
+        }
+        rows = {name: gradient[name] for name in self.layout.tables}
+        clipped = [g for key, g in [*flat.items(), *rows.items()] if not key.startswith(_ROLES[1])]
+        finite, factor = self._clipping(state, clipped, lead)
+        state["count"].add_(1.0)
+        for key, g in flat.items():
+            role = _ROLES.index(key.split(".")[0])
+            g = _shortened(g, finite, factor) if role == 0 else g.nan_to_num(0.0, 0.0, 0.0)
+            state[key].copy_(self._adam(state, key, g, state["count"], controls[..., 1 + role]))
+        for group in self.dummies:
+            self._ascend_tables(state, group, rows, present, (finite, factor, controls[..., 1]))
+
+    def _ascend_tables(
+        self, state: State, group: str, gradient: Tensors, present: Tensors, how: tuple[Tensor, ...]
+    ) -> None:
+        finite, factor, rate = how
+        places = self._places(present, group).reshape(-1)
+        count = state[f"count.{group}"][places] + 1.0
+        state[f"count.{group}"].index_put_((places,), count)
+        copies = self.size if rate.dim() else 1
+        rates = rate.repeat_interleave(copies) if rate.dim() else rate
+        for name in (name for name, owner in self.layout.tables.items() if owner == group):
+            keys = (name, f"{name}.mean", f"{name}.square")
+            own = {key: state[key][places].flatten(1) for key in keys}
+            g = _shortened(gradient[name].reshape((*finite.shape, -1)), finite, factor)
+            new = self._adam(own, name, g.reshape(own[name].shape), count, rates)
+            for key, value in zip(keys, (new, own[keys[1]], own[keys[2]]), strict=True):
+                state[key].index_put_((places,), value.reshape((-1, *state[key].shape[1:])))
+
+    def _clipping(self, state: State, gradients: Sequence[Tensor], lead: torch.Size) -> tuple[Tensor, Tensor]:
+        """Whether the gradient is finite, and the factor that shortens it to ``clip`` times its usual norm."""
+        squares = [g.reshape((*lead, -1)).double().square().sum(-1) for g in gradients]
+        norm = torch.stack(squares).sum(0).sqrt()
+        finite, usual = norm.isfinite(), state["norm"].clone()
+        shortened = torch.minimum(norm, self.clip * usual)
+        average = torch.where(usual.isinf(), shortened, 0.95 * usual + 0.05 * shortened)
+        state["norm"].copy_(torch.where(finite, average, usual))
+        return finite, shortened / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+
+    @staticmethod
+    def _adam(state: State, key: str, gradient: Tensor, count: Tensor, rate: Tensor) -> Tensor:
+        """New values of parameters (..., P), moments changed in place; counts and rates of shape (...)."""
+        mean, square = state[f"{key}.mean"], state[f"{key}.square"]
+        mean.lerp_(gradient, 1.0 - _BETAS[0])
+        square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1.0 - _BETAS[1])
+        step = (rate / (1.0 - _BETAS[0] ** count)).to(mean.dtype)[..., None]
+        root = (1.0 - _BETAS[1] ** count).sqrt().to(mean.dtype)[..., None]
+        return state[key] - step * mean / (square.sqrt() / root + _EPS)
+
+
+def _shortened(gradient: Tensor, finite: Tensor, factor: Tensor) -> Tensor:
+    kept = torch.where(finite[..., None], gradient, torch.zeros_like(gradient))
+    return kept * torch.where(finite, factor, torch.zeros_like(factor)).to(gradient.dtype)[..., None]
+
+
+def _record(parts: LossParts) -> Tensor:
+    shown = (-parts.elbo, parts.adversary_accuracy, parts.adversary_chance)
+    return torch.stack([part.detach().double() for part in shown])
+
+
+def _group_scales(data: Batch, group: str, size: int, rows: int) -> Tensor:
+    """Factor of each group's divergence in a batch that has the group; 0 for padding."""
+    counts = torch.bincount(data.codes[group], minlength=size)
+    scale = 1.0 / inclusion_probability(counts, data.n_rows, rows)
+    return torch.cat([scale, scale.new_zeros(1)])
