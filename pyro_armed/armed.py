@@ -308,6 +308,7 @@ class ARMED:
         batch_size: int | None = None,
         learning_rate: float | None = None,
         early_stopping: bool = True,
+        compile: str = "auto",
         warmup: int = 500,
         log_likelihood: bool | str = "auto",
         seed: int = 0,
@@ -333,6 +334,11 @@ class ARMED:
             Adam's first learning rate; None: 0.02, with a network 0.01.
         early_stopping : bool
             Whether to stop when the smoothed ELBO stops rising.
+        compile : {"auto", "inductor", "trace", "off"}
+            How the steps of SVI (of the mean-field guide and the network) are run: as a graph through
+            Inductor, which needs a C++ compiler and takes half a minute at first; as a graph of PyTorch's
+            operators; or eagerly. "auto" takes what the number of steps repays. All draw the same random
+            numbers, and results differ by rounding.
         warmup : int
             NUTS's warm-up iterations.
         log_likelihood : bool or "auto"
@@ -357,6 +363,8 @@ class ARMED:
         -----
         ConvergenceWarning
             Where it has not, or its approximation is not to be trusted: see `diagnostics.convergence`.
+        CompilationWarning
+            Where steps cannot be compiled as asked for.
 
         Notes
         -----
@@ -377,6 +385,7 @@ class ARMED:
             batch_size=batch_size,
             learning_rate=learning_rate,
             early_stopping=early_stopping,
+            compile=compile,
             warmup=warmup,
             seed=seed,
             progressbar=progressbar,

@@ -116,6 +116,11 @@ class Batch:
                 changed[item.name] = {key: torch.cat([part, second[key]]) for key, part in first.items()}
         return replace(self, **changed)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return next(iter(self.tensors().values())).device
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, ``codes.site`` for that of a dictionary."""
         found: dict[str, Tensor] = {}

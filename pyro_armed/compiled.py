@@ -1,8 +1,8 @@
-"""Training steps as graphs: the Pyro model traced once, and run without Python, Pyro or autograd.
+"""Training steps as graphs: the Pyro model traced once, and run without Pyro and autograd.
 
-The gradient of one restart is traced through Pyro (``make_fx``), its random numbers become arguments, and
-the whole step, with `torch.func.vmap` over restarts where there are several, is traced around it. The graph
-runs as it is, or through Inductor.
+The gradient of one restart is traced through Pyro (``make_fx``); the random numbers become its arguments, so
+that a graph draws what the eager step draws. The whole step is traced around it, by `torch.func.vmap` where
+several restarts run side by side, and runs as it is or through Inductor.
 """
 
 from __future__ import annotations
@@ -11,25 +11,170 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from pyro_armed.graphs import Draw, direct, draws_outside, simplified
+from pyro_armed.objective import Objective
+from pyro_armed.seeds import seeded, stream
 from pyro_armed.updates import State, Tensors, Update
 
-__all__ = ["CompiledStep", "compiler_found", "record"]
+__all__ = ["COMPILE", "CompiledStep", "GradientGraph", "chosen", "compiler_found", "unchecked_priors"]
+
+COMPILE = ("auto", "inductor", "trace", "off")
+
+# Steps that repay the tracing (1 to 2 s) and Inductor's compiling (15 to 30 s, 3 s from its cache).
+_TRACE_STEPS, _INDUCTOR_STEPS = 1_000, 20_000
 
 
-class CompiledStep:
-    """A step as a graph.
+def chosen(mode: str, steps: int, restarts: int) -> str:
+    """How to run the steps of a fit: "off", "trace" or "inductor".
+
+    Parameters
+    ----------
+    mode : str
+        One of ``COMPILE``.
+    steps : int
+        Steps that the fit is expected to take. "auto" decides by them and not by the clock, for the same
+        seed to give the same numbers.
+    restarts : int
+        Number of restarts, which share a graph.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> chosen("auto", 100, 4), chosen("auto", 3000, 1)
+    ('off', 'trace')
+    """
+    if mode != "auto":
+        return mode
+    if steps * restarts < _TRACE_STEPS:
+        return "off"
+    return "inductor" if steps >= _INDUCTOR_STEPS and compiler_found() else "trace"
+
+
+def compiler_found() -> bool:
+    """Whether Inductor will find a C++ compiler."""
+    named = os.environ.get("CXX")
+    return any(shutil.which(name) for name in ([named] if named else ["g++", "clang++", "c++"]))
+
+
+class GradientGraph:
+    """The gradient of one restart's loss as a graph.
 
     Parameters
     ----------
     update : Update
         The step.
+    values, fixed, batch : dict of str to Tensor
+        Arguments of `Update.pure_gradient` to trace at.
+
+    Raises
+    ------
+    Exception
+        Whatever keeps PyTorch from tracing the model or the network.
+    """
+
+    def __init__(self, update: Update, values: Tensors, fixed: Tensors, batch: Tensors):
+        self._names = [list(part) for part in (values, fixed, batch)]
+        self._update = update
+        weight = torch.ones((), dtype=torch.float64, device=next(iter(values.values())).device)
+        example = [*values.values(), *fixed.values(), *batch.values(), weight]
+        self.graph = _make_fx(torch.func.functionalize(self._listed), [t.clone() for t in example])
+        self.draws = draws_outside(self.graph)
+        self._changes = self._changed_buffers()
+        simplified(self.graph)
+
+    @property
+    def elements(self) -> int:
+        """Numbers that one evaluation computes, a measure of its cost in time and memory."""
+        results = [node.meta.get("val") for node in self.graph.graph.nodes if node.op == "call_function"]
+        return sum(result.numel() for result in results if isinstance(result, Tensor))
+
+    def __call__(
+        self, values: Tensors, fixed: Tensors, batch: Tensors, weight: Tensor, noise: Sequence[Tensor]
+    ) -> tuple[Tensors, Tensors, Tensor]:
+        """Gradient, changed buffers and record, as `Update.pure_gradient`; the draws are an argument."""
+        parts = (part.values() for part in (values, fixed, batch))
+        found = self.graph(*(tensor for part in parts for tensor in part), weight, *noise)
+        gradient = dict(zip(self._names[0], found, strict=False))
+        buffers = dict(zip(self._names[1], found[len(gradient) :], strict=False))
+        return gradient, {name: buffers[name] for name in self._changes}, found[-1]
+
+    def _listed(self, *tensors: Tensor) -> list[Tensor]:
+        left = iter(tensors)
+        parts = [{name: next(left) for name in names} for names in self._names]
+        gradient, buffers, record = self._update.pure_gradient(*parts, next(left))
+        return [*gradient.values(), *buffers.values(), record]
+
+    def _changed_buffers(self) -> list[str]:
+        """Buffers that a step changes; others come back as copies of the arguments."""
+        (found,) = next(node for node in self.graph.graph.nodes if node.op == "output").args
+        results = found[len(self._names[0]) :][: len(self._names[1])]
+        return [
+            name
+            for name, node in zip(self._names[1], results, strict=True)
+            if not (node.target is torch.ops.aten.clone.default and node.args[0].op == "placeholder")
+        ]
+
+    def check(self, update: Update, values: Tensors, fixed: Tensors, batch: Tensors) -> None:
+        """Compare with the eager step of a restart, since a network may hide what tracing does not see.
+
+        Parameters
+        ----------
+        update : Update
+            The restart's step.
+        values, fixed, batch : dict of str to Tensor
+            Its parameters, buffers and rows; the comparison is made near these values, at the same draws.
+
+        Raises
+        ------
+        RuntimeError
+            Where the graph computes something else.
+        """
+        weight = torch.full((), 0.7, dtype=torch.float64, device=next(iter(values.values())).device)
+        for seed in (1, 2):
+            generator = torch.Generator(weight.device).manual_seed(seed)
+            moved = {
+                name: value + 0.05 * torch.empty_like(value).normal_(generator=generator)
+                for name, value in values.items()
+            }
+            noise = [draw.like.clone() for draw in self.draws]
+            generator.manual_seed(seed)
+            for draw, numbers in zip(self.draws, noise, strict=True):
+                draw.fill(numbers, generator)
+            with torch.no_grad():
+                found, _, record = self(moved, fixed, batch, weight, noise)
+            copies = {name: tensor.clone() for name, tensor in fixed.items()}
+            with seeded(seed, [weight.device]):
+                expected, expected_record = update.gradient(moved, batch, weight, copies)
+            _compare({**found, "": record}, {**expected, "": expected_record})
+
+
+def _compare(found: Tensors, expected: Tensors) -> None:
+    largest = max(float(tensor.abs().max()) for tensor in expected.values() if tensor.numel())
+    for name, tensor in expected.items():
+        try:
+            torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4 * largest, equal_nan=True)
+        except AssertionError as error:
+            raise RuntimeError("a traced step computes something else than an eager one") from error
+
+
+class CompiledStep:
+    """A step of one or several restarts as a graph.
+
+    Parameters
+    ----------
+    update : Update
+        The step.
+    gradient : GradientGraph
+        Of one restart.
     state, source : dict of str to Tensor
         State, and tensors of all rows, of the shapes to come; not changed.
     rows : Tensor, shape (B,) or (R, B), optional
@@ -43,6 +188,7 @@ class CompiledStep:
     def __init__(
         self,
         update: Update,
+        gradient: GradientGraph,
         state: State,
         source: Tensors,
         rows: Tensor | None,
@@ -50,135 +196,87 @@ class CompiledStep:
         *,
         inductor: bool,
     ):
-        gradient, self.draws = _gradient_graph(update, state, source, rows, controls)
-        lead = controls.shape[:-1]
-        self.noise = [draw.like.new_empty(lead + draw.like.shape) for draw in self.draws]
-        whole = _Whole(update, gradient, list(state), list(source), rows is not None)
-        example = whole.flat(state, source, rows, controls, self.noise)
-        graph = simplified(_make_fx(whole, [tensor.clone() for tensor in example]))
-        self.nodes = len(graph.graph.nodes)
-        self._flat = whole.flat
+        self.update, self.gradient, self.source = update, gradient, source
+        self._state = list(state)
+        lead = tuple(controls.shape[:-1])
+        self._noise = [draw.like.new_empty(lead + draw.like.shape) for draw in gradient.draws]
+        example = [tensor.clone() for tensor in self._flat(state, rows, controls)]
+        graph = simplified(_make_fx(lambda *tensors: [self._whole(*tensors)], example))
         self._run = _inductor(graph, example) if inductor else direct(graph)
 
-    def __call__(
-        self,
-        state: State,
-        source: Tensors,
-        rows: Tensor | None,
-        controls: Tensor,
-        generators: Sequence[torch.Generator],
-    ) -> Tensor:
-        """Change the state by one step; see `Update`.
+    def seeded(self, seeds: Sequence[int]) -> Callable[[State, Tensor | None, Tensor], Tensor]:
+        """The step as training takes it, its draws those of eager steps with these seeds.
 
         Parameters
         ----------
-        state, source, rows, controls
-            As for `Update`.
-        generators : sequence of torch.Generator
+        seeds : sequence of int
             One for each restart.
 
         Returns
         -------
-        Tensor, shape (3,) or (R, 3)
+        callable
+            Takes state, rows and controls as `Update`, and returns the record.
         """
-        for draw, noise in zip(self.draws, self.noise, strict=True):
-            for restart, generator in enumerate(generators):
-                draw.fill(noise[restart] if len(generators) > 1 else noise, generator)
-        (record,) = self._run(*self._flat(state, source, rows, controls, self.noise))
+        device = self._noise[0].device if self._noise else torch.device("cpu")
+        generators = [torch.Generator(device).manual_seed(stream(seed, "training")) for seed in seeds]
+        fills: list[tuple[Draw, Tensor, torch.Generator]] = []
+        for draw, noise in zip(self.gradient.draws, self._noise, strict=True):
+            parts = [noise] if len(seeds) == 1 else noise
+            fills += [(draw, part, own) for part, own in zip(parts, generators, strict=True)]
+
+        def step(state: State, rows: Tensor | None, controls: Tensor) -> Tensor:
+            for draw, noise, generator in fills:
+                draw.fill(noise, generator)
+            (record,) = self._run(*self._flat(state, rows, controls))
+            return record
+
+        return step
+
+    def _flat(self, state: State, rows: Tensor | None, controls: Tensor) -> list[Tensor]:
+        given = [*(state[name] for name in self._state), *self.source.values(), controls, *self._noise]
+        return given if rows is None else [*given, rows]
+
+    def _whole(self, *tensors: Tensor) -> Tensor:
+        """`Update.__call__` on a list of tensors, the gradient by its graph."""
+        left = iter(tensors)
+        state = {name: next(left) for name in self._state}
+        source = {name: next(left) for name in self.source}
+        controls = next(left)
+        noise = [next(left) for _ in self._noise]
+        rows = next(left, None)
+        batch, present = self.update.select(source, rows)
+        fixed = {name: state[name] for name in self.update.layout.fixed}
+        run: Callable[..., Any] = self.gradient
+        if controls.dim() > 1:
+            run = torch.func.vmap(run, in_dims=(0, 0, None if rows is None else 0, 0, 0))
+        gradient, buffers, record = run(
+            self.update.values(state, present), fixed, batch, controls[..., 0], noise
+        )
+        for name, buffer in buffers.items():
+            # A restart that has stopped has no learning rate any more.
+            running = (controls[..., 1] > 0).reshape(controls.shape[:-1] + (1,) * (fixed[name].dim() - 1))
+            state[name].copy_(buffer if controls.dim() == 1 else torch.where(running, buffer, fixed[name]))
+        self.update.ascend(state, gradient, present, controls)
         return record
 
 
-class _Whole:
-    """`Update.__call__` on a list of tensors, the gradient by a graph."""
-
-    def __init__(
-        self,
-        update: Update,
-        gradient: Callable[..., Any],
-        state: Sequence[str],
-        source: Sequence[str],
-        selects: bool,
-    ):
-        self.update, self.gradient = update, gradient
-        self.state, self.source, self.selects = state, source, selects
-
-    def flat(
-        self, state: State, source: Tensors, rows: Tensor | None, controls: Tensor, noise: Sequence[Tensor]
-    ) -> list[Tensor]:
-        tensors = [state[name] for name in self.state] + [source[name] for name in self.source]
-        return [*tensors, controls, *([] if rows is None else [rows]), *noise]
-
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor]:
-        left = list(tensors)
-        state = {name: left.pop(0) for name in self.state}
-        source = {name: left.pop(0) for name in self.source}
-        controls = left.pop(0)
-        rows = left.pop(0) if self.selects else None
-        layout = self.update.layout
-        batch, present = self.update.select(source, rows)
-        values = self.update.values(state, present)
-        fixed = {name: state[name] for name in layout.fixed}
-        parts = (values, fixed, batch, controls[..., 0], left)
-        run = self.gradient
-        if controls.dim() > 1:
-            run = torch.func.vmap(run, in_dims=(0, 0, 0 if self.selects else None, 0, 0))
-        gradient, changed, record = run(*parts)
-        self.update.ascend(state, gradient, present, controls)
-        for name, buffer in changed.items():
-            state[name].copy_(buffer)
-        return (record,)
-
-
-def _gradient_graph(
-    update: Update, state: State, source: Tensors, rows: Tensor | None, controls: Tensor
-) -> tuple[Callable[..., Any], list[Draw]]:
-    """`Update.pure_gradient` for one restart as a graph, and the draws that are its last argument."""
-    single = controls.dim() == 1
-    with torch.no_grad():
-        batch, present = update.select(source, rows)
-        values = update.values(state, present)
-        fixed = {name: state[name] for name in update.layout.fixed}
-    if not single:
-        values, fixed = _first(values), _first(fixed)
-        batch = batch if rows is None else _first(batch)
-    weight = controls[..., 0] if single else controls[0, 0]
-    names = [list(part) for part in (values, fixed, batch)]
-
-    def listed(*tensors: Tensor) -> list[Tensor]:
-        left = iter(tensors)
-        parts = [{name: next(left) for name in part} for part in names]
-        gradient, changed, record = update.pure_gradient(*parts, next(left))
-        return [*gradient.values(), *changed.values(), record]
-
-    example = [*values.values(), *fixed.values(), *batch.values(), weight]
-    graph = _make_fx(torch.func.functionalize(listed), [tensor.clone() for tensor in example])
-    draws = draws_outside(graph)
-    changes = _changed(graph, len(values), names[1])
-    simplified(graph)
-
-    def run(
-        values: Tensors, fixed: Tensors, batch: Tensors, weight: Tensor, noise: Sequence[Tensor]
-    ) -> tuple[Tensors, Tensors, Tensor]:
-        found = graph(*values.values(), *fixed.values(), *batch.values(), weight, *noise)
-        gradient = dict(zip(names[0], found, strict=False))
-        changed = dict(zip(names[1], found[len(names[0]) :], strict=False))
-        return gradient, {name: changed[name] for name in changes}, found[-1]
-
-    return run, draws
-
-
-def _first(tensors: Tensors) -> Tensors:
-    return {name: tensor[0] for name, tensor in tensors.items()}
-
-
-def _changed(graph: GraphModule, skipped: int, names: Sequence[str]) -> list[str]:
-    """Which buffers a step changes: the others come back as copies of the argument."""
-    (found,) = next(node for node in graph.graph.nodes if node.op == "output").args
-    outputs = found[skipped : skipped + len(names)]
-    copied = [
-        node.target is torch.ops.aten.clone.default and node.args[0].op == "placeholder" for node in outputs
-    ]
-    return [name for name, same in zip(names, copied, strict=True) if not same]
+@contextmanager
+def unchecked_priors(objectives: Sequence[Objective]) -> Iterator[None]:
+    """Keep the priors of the models from looking at values, which cannot be traced."""
+    distributions: list[Any] = []
+    for objective in objectives:
+        distributions += [prior.raw for prior in objective.module.priors.values()]
+    for one in distributions:  # grows while it is gone through
+        if isinstance(getattr(one, "base_dist", None), torch.distributions.Distribution):
+            distributions.append(one.base_dist)
+    before = [one._validate_args for one in distributions]
+    for one in distributions:
+        one._validate_args = False
+    try:
+        yield
+    finally:
+        for one, checked in zip(distributions, before, strict=True):
+            one._validate_args = checked
 
 
 def _make_fx(function: Callable[..., Any], example: Sequence[Tensor]) -> GraphModule:
@@ -192,10 +290,4 @@ def _inductor(graph: GraphModule, example: Sequence[Tensor]) -> Callable[..., An
     import torch._inductor
 
     with torch.no_grad():
-        return torch._inductor.compile(graph, list(example), options={"fallback_random": True})
-
-
-def compiler_found() -> bool:
-    """Whether Inductor will find a C++ compiler."""
-    named = os.environ.get("CXX")
-    return any(shutil.which(name) for name in ([named] if named else ["g++", "clang++", "c++"]))
+        return cast(Callable[..., Any], torch._inductor.compile(graph, list(example)))

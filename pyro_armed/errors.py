@@ -8,6 +8,7 @@ __all__ = [
     "ArgumentError",
     "ArmedError",
     "ArmedWarning",
+    "CompilationWarning",
     "ConvergenceWarning",
     "DataError",
     "FileFormatError",
@@ -56,3 +57,7 @@ class ArmedWarning(UserWarning):
 
 class ConvergenceWarning(ArmedWarning):
     """Inference has not converged, or its approximation is not to be trusted."""
+
+
+class CompilationWarning(ArmedWarning):
+    """Training steps cannot be compiled as asked for, and run in a slower way with the same results."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any
@@ -27,7 +27,7 @@ from pyro_armed.seeds import generator_for
 from pyro_armed.spec import ModelSpec
 from pyro_armed.structured import JointGuide, StructuredGuide
 from pyro_armed.structured_fit import correct_globals, draw_effects, fit_structured
-from pyro_armed.training import TrainingResult, TrainingSettings, no_validation, single_thread, train
+from pyro_armed.training import TrainingResult, TrainingSettings, no_validation, single_thread, train_restarts
 
 __all__ = ["InferenceResult", "InferenceSettings", "infer"]
 
@@ -53,6 +53,7 @@ class InferenceSettings:
     batch_size: int | None = None
     learning_rate: float | None = None
     early_stopping: bool = True
+    compile: str = "auto"
     warmup: int = 500
     seed: int = 0
     progressbar: bool = True
@@ -72,6 +73,7 @@ class InferenceSettings:
             batch_size=self.batch_size,
             learning_rate=(0.01 if network else 0.02) if self.learning_rate is None else self.learning_rate,
             early_stopping=self.early_stopping,
+            compile=self.compile,
         )
 
     def chain_seed(self, restart: int) -> int:
@@ -171,7 +173,7 @@ def infer(ingredients: Ingredients, settings: InferenceSettings) -> InferenceRes
     if settings.inference == "nuts":
         return _nuts(ingredients, settings)
     with single_thread(ingredients.data), local_parameters(), no_validation():
-        fitted = [_restart(ingredients, settings, restart) for restart in range(settings.restarts)]
+        fitted = _restarts(ingredients, settings)
     best = max(fitted, key=lambda one: one.elbo if math.isfinite(one.elbo) else -math.inf)
     attributes = {
         "inference": "svi",
@@ -273,16 +275,26 @@ def _conditions(module: MixedEffectsModule) -> dict[str, str]:
     return notes
 
 
-def _restart(ingredients: Ingredients, settings: InferenceSettings, restart: int) -> FittedChain:
-    seed = settings.chain_seed(restart)
-    label = f"{restart + 1}/{settings.restarts}"
-    module = build_module(ingredients.spec, ingredients.priors, ingredients.plan, ingredients.data, seed)
+def _restarts(ingredients: Ingredients, settings: InferenceSettings) -> list[FittedChain]:
+    """All restarts: trained together, then one after another."""
+    seeds = [settings.chain_seed(restart) for restart in range(settings.restarts)]
+    modules = [
+        build_module(ingredients.spec, ingredients.priors, ingredients.plan, ingredients.data, seed)
+        for seed in seeds
+    ]
+    trained: list[Trained] = []
+    if settings.guide == "mean_field" or ingredients.plan is not None:
+        label = "SVI" if settings.guide == "mean_field" else "network"
+        trained = _train_mean_field(ingredients, settings, modules, seeds, label)
     if settings.guide == "mean_field":
-        return _mean_field(ingredients, settings, module, seed, f"SVI {label}")
-    trained = None
-    if ingredients.plan is not None:
-        trained = _train_mean_field(ingredients, settings, module, seed, f"network {label}")
-    return _structured(ingredients, settings, module, seed, f"posterior {label}", trained)
+        own = zip(modules, seeds, trained, strict=True)
+        return [_mean_field(ingredients, settings, *one) for one in own]
+    fitted = []
+    for restart, (module, seed) in enumerate(zip(modules, seeds, strict=True)):
+        label = f"posterior {restart + 1}/{settings.restarts}"
+        one = trained[restart] if trained else None
+        fitted.append(_structured(ingredients, settings, module, seed, label, one))
+    return fitted
 
 
 @dataclass(frozen=True)
@@ -313,21 +325,31 @@ class Trained:
 
 
 def _train_mean_field(
-    ingredients: Ingredients, settings: InferenceSettings, module: MixedEffectsModule, seed: int, label: str
-) -> Trained:
+    ingredients: Ingredients,
+    settings: InferenceSettings,
+    modules: Sequence[MixedEffectsModule],
+    seeds: Sequence[int],
+    label: str,
+) -> list[Trained]:
     data = ingredients.data
-    guide = MeanFieldGuide(module, data, generator_for(seed, "start"))
-    head = build_adversary(ingredients.adversary, module, data, seed)
-    objective = Objective(module, guide, head, ingredients.fixed_effects_weight)
+    objectives = []
+    for module, seed in zip(modules, seeds, strict=True):
+        guide = MeanFieldGuide(module, data, generator_for(seed, "start"))
+        head = build_adversary(ingredients.adversary, module, data, seed)
+        objectives.append(Objective(module, guide, head, ingredients.fixed_effects_weight))
     training = settings.training(ingredients.plan is not None)
-    result = train(objective, data, training, seed=seed, progressbar=settings.progressbar, label=label)
-    return Trained(guide, result, head)
+    results = train_restarts(objectives, data, training, seeds, progressbar=settings.progressbar, label=label)
+    pairs = zip(objectives, results, strict=True)
+    return [Trained(one.guide, result, one.adversary) for one, result in pairs]  # type: ignore[arg-type]
 
 
 def _mean_field(
-    ingredients: Ingredients, settings: InferenceSettings, module: MixedEffectsModule, seed: int, label: str
+    ingredients: Ingredients,
+    settings: InferenceSettings,
+    module: MixedEffectsModule,
+    seed: int,
+    trained: Trained,
 ) -> FittedChain:
-    trained = _train_mean_field(ingredients, settings, module, seed, label)
     guide, result = trained.guide, trained.result
     weighed = not module.spec.network_sites
     chain = draw_chain(module, guide, ingredients.data, settings.draws, seed=seed, weights=weighed)

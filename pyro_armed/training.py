@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_armed.batch import Batch, minibatches
+from pyro_armed.compiled import COMPILE, unchecked_priors
 from pyro_armed.errors import ArgumentError
 from pyro_armed.local import local_parameters
 from pyro_armed.objective import Objective
 from pyro_armed.seeds import generator_for, seeded, stream
+from pyro_armed.steps import StepPlan, first_controls, plan_steps
+from pyro_armed.updates import initial_state, write_back
 
-__all__ = ["TrainingResult", "TrainingSettings", "no_validation", "single_thread", "train"]
+__all__ = [
+    "TrainingResult",
+    "TrainingSettings",
+    "no_validation",
+    "single_thread",
+    "train",
+    "train_restarts",
+]
 
 _WINDOW = 100
 _SMALL = 200_000
+_DECAY = 0.3
 
 
 @dataclass(frozen=True)
@@ -43,11 +55,13 @@ class TrainingSettings:
         Most steps where ``epochs`` is None.
     clip : float
         Largest norm of the gradient, relative to a running average of its norm.
+    compile : {"auto", "inductor", "trace", "off"}
+        How steps are run; see `ARMED.fit`.
 
     Raises
     ------
     ArgumentError
-        For numbers that are not positive.
+        For numbers that are not positive, and unknown words.
     """
 
     epochs: int | None = None
@@ -56,6 +70,7 @@ class TrainingSettings:
     early_stopping: bool = True
     max_steps: int = 6000
     clip: float = 10.0
+    compile: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate", "max_steps", "clip"):
@@ -66,6 +81,8 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is not None and not float(value).is_integer():
                 raise ArgumentError(f"{name}={value!r} must be a whole number.")
+        if self.compile not in COMPILE:
+            raise ArgumentError(f"compile={self.compile!r} is not one of {', '.join(map(repr, COMPILE))}.")
 
     def rows_per_step(self, n_rows: int) -> int:
         """Rows per step for a data set of N rows."""
@@ -78,6 +95,11 @@ class TrainingSettings:
         if self.epochs is None:
             return int(self.max_steps)
         return max(1, int(self.epochs) * (n_rows // self.rows_per_step(n_rows)))
+
+    def likely_steps(self, n_rows: int) -> int:
+        """Steps to expect: early stopping takes at least ten windows, and often half of the most."""
+        most = self.steps(n_rows)
+        return min(most, max(10 * _WINDOW, most // 2)) if self.early_stopping else most
 
 
 @dataclass(frozen=True)
@@ -161,40 +183,141 @@ def train(
     -------
     TrainingResult
     """
+    return train_restarts([objective], data, settings, [seed], progressbar=progressbar, label=label)[0]
+
+
+def train_restarts(
+    objectives: Sequence[Objective],
+    data: Batch,
+    settings: TrainingSettings,
+    seeds: Sequence[int],
+    *,
+    progressbar: bool = True,
+    label: str = "SVI",
+) -> list[TrainingResult]:
+    """Train restarts of one model, in one graph where that pays.
+
+    Parameters
+    ----------
+    objectives : sequence of Objective
+        One for each restart; the parameters are changed in place.
+    data, settings, progressbar, label
+        As for `train`.
+    seeds : sequence of int
+        One for each restart.
+
+    Returns
+    -------
+    list of TrainingResult
+        What `train` gives for each of them, but for rounding.
+
+    Warns
+    -----
+    CompilationWarning
+        Where the steps cannot be compiled as asked for.
+    """
     total = settings.steps(data.n_rows)
-    optimizer, parameters = _optimizer(objective, settings)
-    generator = generator_for(seed, "minibatches")
-    plateau, elbo, adversary = _Plateau(), [], []
-    watch = objective.adversary
-    converged, norm = False, math.inf
-    objective.module.train()
-    bar = tqdm(total=total, desc=label, disable=not progressbar, leave=False, mininterval=0.5)
+    for objective in objectives:
+        objective.module.train()
     try:
-        with bar, single_thread(data), seeded(stream(seed, "training")), local_parameters(), no_validation():
-            for step, batch in enumerate(_batches(data, settings, total, generator)):
-                weight = watch.settings.weight_at(step / total) if watch else 0.0
-                optimizer.zero_grad(set_to_none=True)
-                parts = objective(batch, weight)
-                parts.total.backward()
-                norm = _clip(parameters, norm, settings.clip)
-                optimizer.step()
-                elbo.append(-parts.elbo.detach())
-                adversary.append(parts.adversary_accuracy.detach())
-                bar.update()
-                if (step + 1) % _WINDOW == 0:
-                    window = torch.stack(elbo[-_WINDOW:])
-                    bar.set_postfix_str(f"ELBO per row {window.mean():.4f}", refresh=False)
-                    # While the adversary's weight rises the ELBO may fall, and to stop would cut it short.
-                    rising = watch is not None and step + 1 < watch.settings.warmup * total
-                    action = plateau.update(window) if settings.early_stopping and not rising else "go"
-                    if action == "stop":
-                        converged = bool(window.isfinite().all())
-                        break
-                    if action == "decay":
-                        _decay(optimizer)
+        with single_thread(data), local_parameters(), no_validation(), unchecked_priors(objectives):
+            plan = plan_steps(
+                objectives,
+                data,
+                size=settings.rows_per_step(data.n_rows),
+                clip=settings.clip,
+                mode=settings.compile,
+                steps=settings.likely_steps(data.n_rows),
+            )
+            width = plan.side_by_side
+            results: list[TrainingResult] = []
+            for first in range(0, len(objectives), width):
+                text = f"{label} {first + 1}/{len(objectives)}" if len(objectives) > width else label
+                with tqdm(
+                    total=total, desc=text, disable=not progressbar, leave=False, mininterval=0.5
+                ) as bar:
+                    chosen = slice(first, first + width)
+                    results += _Run(objectives[chosen], data, settings, seeds[chosen], plan, bar).results()
     finally:
-        objective.module.eval()
-    return TrainingResult(torch.stack(elbo), converged, torch.stack(adversary))
+        for objective in objectives:
+            objective.module.eval()
+    return results
+
+
+class _Run:
+    """Restarts that take their steps together."""
+
+    def __init__(
+        self,
+        objectives: Sequence[Objective],
+        data: Batch,
+        settings: TrainingSettings,
+        seeds: Sequence[int],
+        plan: StepPlan,
+        bar: tqdm,
+    ):
+        self.objectives, self.data, self.settings, self.seeds = objectives, data, settings, seeds
+        self.plan, self.bar = plan, bar
+        self.watch = objectives[0].adversary
+        self.total = settings.steps(data.n_rows)
+        self.records: list[Tensor] = []
+        self.plateaus = [_Plateau() for _ in objectives]
+        self.stopped: list[int | None] = [None for _ in objectives]
+
+    def results(self) -> list[TrainingResult]:
+        """Train to the end."""
+        objectives, data = self.objectives, self.data
+        state = initial_state(self.plan.layout, objectives)
+        controls = first_controls(objectives, self.settings.learning_rate, data.device)
+        weight = 0.0
+        try:
+            with seeded(stream(self.seeds[0], "training"), [data.device]):
+                step = self.plan.step(objectives, self.seeds)
+                for number, rows in enumerate(itertools.islice(self._rows(), self.total)):
+                    if self.watch and (now := self.watch.settings.weight_at(number / self.total)) != weight:
+                        weight = now
+                        controls[..., 0] = weight
+                    self.records.append(step(state, rows, controls))
+                    self.bar.update()
+                    if (number + 1) % _WINDOW == 0 and self._all_stopped(number + 1, controls):
+                        break
+        finally:
+            write_back(self.plan.layout, state, objectives)
+        records = torch.stack(self.records, dim=-2).reshape(len(objectives), len(self.records), -1)
+        return [self._result(*pair) for pair in zip(records, self.stopped, strict=True)]
+
+    def _result(self, record: Tensor, stopped: int | None) -> TrainingResult:
+        record = record[:stopped].clone()
+        converged = stopped is not None and bool(record[-_WINDOW:, 0].isfinite().all())
+        return TrainingResult(record[:, 0], converged, record[:, 1:])
+
+    def _rows(self) -> Iterator[Tensor | None]:
+        """Rows of each step, shape (B,), or (R, B) where several restarts are side by side; None: all."""
+        size = self.settings.rows_per_step(self.data.n_rows)
+        if size == self.data.n_rows:
+            yield from itertools.repeat(None)
+        generators = [generator_for(seed, "minibatches") for seed in self.seeds]
+        device = self.data.device
+        while True:
+            epochs = [minibatches(self.data.n_rows, size, generator) for generator in generators]
+            for rows in zip(*epochs, strict=True):
+                yield (rows[0] if len(rows) == 1 else torch.stack(rows)).to(device)
+
+    def _all_stopped(self, steps: int, controls: Tensor) -> bool:
+        """Decide on each restart after a window of steps; whether none goes on."""
+        windows = torch.stack(self.records[-_WINDOW:])[..., 0].reshape(_WINDOW, -1).T
+        self.bar.set_postfix_str(f"ELBO per row {windows.mean():.4f}", refresh=False)
+        # While the adversary's weight rises the ELBO may fall, and to stop would cut it short.
+        rising = self.watch is not None and steps < self.watch.settings.warmup * self.total
+        if not self.settings.early_stopping or rising:
+            return False
+        rates = controls.view(len(self.objectives), -1)[:, 1:]
+        for restart, (plateau, window) in enumerate(zip(self.plateaus, windows, strict=True)):
+            action = plateau.update(window) if self.stopped[restart] is None else "go"
+            if action == "stop":
+                self.stopped[restart] = steps
+            rates[restart] *= {"go": 1.0, "decay": _DECAY, "stop": 0.0}[action]
+        return all(stopped is not None for stopped in self.stopped)
 
 
 @contextmanager
@@ -217,58 +340,3 @@ def no_validation() -> Iterator[None]:
     """Skip Pyro's checks of every draw; the model was checked once when it was built."""
     with pyro.validation_enabled(False):
         yield
-
-
-def _optimizer(
-    objective: Objective, settings: TrainingSettings
-) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
-    guide = objective.guide
-    trained = [*(guide.parameters() if isinstance(guide, nn.Module) else ())]
-    trained += [p for p in objective.module.parameters() if p.requires_grad]
-    groups = [{"params": trained, "lr": settings.learning_rate}]
-    if objective.adversary is not None:
-        classifiers = list(objective.adversary.classifiers.parameters())
-        own = objective.adversary.settings
-        groups.append({"params": classifiers, "lr": own.learning_rate, "weight_decay": own.weight_decay})
-    return torch.optim.Adam(groups, betas=(0.9, 0.99)), trained
-
-
-def _batches(
-    data: Batch, settings: TrainingSettings, total: int, generator: torch.Generator
-) -> Iterator[Batch]:
-    size = settings.rows_per_step(data.n_rows)
-    step = 0
-    while step < total:
-        if size == data.n_rows:
-            yield data
-            step += 1
-            continue
-        for rows in minibatches(data.n_rows, size, generator):
-            yield data.select(rows.to(_device(data)))
-            step += 1
-            if step >= total:
-                return
-
-
-def _device(data: Batch) -> torch.device:
-    return next(t for t in [data.response, data.inputs, *data.codes.values()] if t is not None).device
-
-
-def _clip(parameters: list[nn.Parameter], typical: float, factor: float) -> float:
-    """Clip the gradient to ``factor`` times its running norm; returns the new running norm."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients))
-    if not math.isfinite(norm):
-        for gradient in gradients:
-            gradient.zero_()
-        return typical
-    if math.isfinite(typical) and norm > factor * typical:
-        for gradient in gradients:
-            gradient.mul_(factor * typical / norm)
-        norm = factor * typical
-    return norm if not math.isfinite(typical) else 0.95 * typical + 0.05 * norm
-
-
-def _decay(optimizer: torch.optim.Optimizer, factor: float = 0.3) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] *= factor

@@ -6,9 +6,8 @@ in a dictionary of tensors, the state, and nothing is read back from them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch.func import functional_call, grad_and_value
 from pyro_armed.batch import Batch, inclusion_probability, present_groups
 from pyro_armed.objective import LossParts, Objective
 
-__all__ = ["CONTROLS", "Layout", "Update", "initial_state", "write_back"]
+__all__ = ["CONTROLS", "Layout", "Update", "initial_state", "sparse_groups", "write_back"]
 
 State = dict[str, Tensor]
 Tensors = dict[str, Tensor]
@@ -125,6 +124,34 @@ def write_back(layout: Layout, state: State, objectives: Sequence[Objective]) ->
             tensor.copy_(values[name])
 
 
+def sparse_groups(objective: Objective, data: Batch, size: int) -> tuple[str, ...]:
+    """Grouping factors with so many groups that a step should touch only those in its batch.
+
+    Parameters
+    ----------
+    objective : Objective
+        The loss; an adversary's grouping factors are left out, since it tells all groups apart anyway.
+    data : Batch
+        All rows.
+    size : int
+        Rows per step.
+
+    Returns
+    -------
+    tuple of str
+    """
+    tables = getattr(objective.guide, "tables", dict)()
+    watched = () if objective.adversary is None else objective.adversary.groups
+    return tuple(
+        group.name
+        for group in objective.module.spec.groups
+        if size < data.n_rows
+        and group.size > 2 * size
+        and group.name in tables.values()
+        and group.name not in watched
+    )
+
+
 def _named(objective: Objective) -> Tensors:
     parts = _Parts(objective)
     return {name: tensor.detach() for name, tensor in [*parts.named_parameters(), *parts.named_buffers()]}
@@ -155,6 +182,9 @@ def _unflattened(flat: Tensor, shapes: Mapping[str, torch.Size]) -> Tensors:
 class Update:
     """A step of Adam on one objective.
 
+    The network, the guide and the adversary's classifiers are trained together; the gradient of the former
+    two is clipped, that of the classifiers is not.
+
     Groups by the million: the effects of a grouping factor in ``sparse`` are drawn for the groups in the
     batch alone, the divergence of each from its prior divided by the probability that a batch has it, and
     Adam's moments and step counts are kept by group and move when the group is in the batch (the lazy Adam
@@ -176,9 +206,10 @@ class Update:
 
     def __init__(self, objective: Objective, data: Batch, size: int, clip: float, sparse: Sequence[str] = ()):
         self.parts, self.clip, self.size = _Parts(objective), clip, size
+        head = objective.adversary
+        self.weight_decay = head.settings.weight_decay if head is not None else 0.0
         self.layout = Layout.of(objective, sparse)
         self.frame = replace(data.map(lambda tensor: tensor[:0]), size=size)
-        self.whole = size == data.n_rows
         sizes = {group.name: group.size for group in objective.module.spec.groups}
         self.dummies = {name: sizes[name] for name in sparse}
         self.scales = {name: _group_scales(data, name, sizes[name], size) for name in sparse}
@@ -235,8 +266,10 @@ class Update:
         restarts = torch.arange(len(groups), device=groups.device)
         return groups + restarts[:, None] * (self.dummies[group] + 1)
 
-    def gradient(self, values: Tensors, batch: Tensors, weight: Tensor) -> tuple[Tensors, Tensor]:
-        """Gradient of the loss by autograd, the buffers changed in place; and the step's record.
+    def gradient(
+        self, values: Tensors, batch: Tensors, weight: Tensor, fixed: Tensors | None = None
+    ) -> tuple[Tensors, Tensor]:
+        """Gradient of the loss by autograd, and the step's record; the buffers are changed in place.
 
         Parameters
         ----------
@@ -246,22 +279,24 @@ class Update:
             From `select`.
         weight : Tensor
             Weight of the adversary.
+        fixed : dict of str to Tensor, optional
+            Frozen parameters and buffers; by default, the modules' own.
 
         Returns
         -------
         gradient : dict of str to Tensor
-        record : Tensor, shape (3,)
-            ELBO per row, accuracy of the adversary and chance.
+        record : Tensor, shape (1 + G,)
+            ELBO per row; accuracy of the adversary for each of its grouping factors.
         """
         leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
-        parts = self._loss(leaves, batch, weight)
+        parts = self._loss({**leaves, **(fixed or {})}, batch, weight)
         found = torch.autograd.grad(parts.total, list(leaves.values()), materialize_grads=True)
         return dict(zip(leaves, found, strict=True)), _record(parts)
 
     def pure_gradient(
         self, values: Tensors, fixed: Tensors, batch: Tensors, weight: Tensor
     ) -> tuple[Tensors, Tensors, Tensor]:
-        """`gradient` as a pure function: frozen parameters and buffers are arguments, new buffers a result."""
+        """`gradient` as a pure function: buffers are arguments, new buffers a result."""
 
         def loss(values: Tensors, fixed: Tensors) -> tuple[Tensor, tuple[Tensors, Tensor]]:
             fixed = {name: tensor.clone() for name, tensor in fixed.items()}
@@ -292,8 +327,8 @@ class Update:
 
         Returns
         -------
-        Tensor, shape (3,)
-            ELBO per row, accuracy of the adversary and chance.
+        Tensor, shape (1 + G,)
+            ELBO per row; accuracy of the adversary for each of its grouping factors.
         """
         batch, present = self.select(source, rows)
         gradient, record = self.gradient(self.values(state, present), batch, controls[0])
@@ -314,7 +349,10 @@ class Update:
         state["count"].add_(1.0)
         for key, g in flat.items():
             role = _ROLES.index(key.split(".")[0])
-            g = _shortened(g, finite, factor) if role == 0 else g.nan_to_num(0.0, 0.0, 0.0)
+            if role:
+                g = (g + self.weight_decay * state[key]).nan_to_num(0.0, 0.0, 0.0)
+            else:
+                g = _shortened(g, finite, factor)
             state[key].copy_(self._adam(state, key, g, state["count"], controls[..., 1 + role]))
         for group in self.dummies:
             self._ascend_tables(state, group, rows, present, (finite, factor, controls[..., 1]))
@@ -337,7 +375,7 @@ class Update:
                 state[key].index_put_((places,), value.reshape((-1, *state[key].shape[1:])))
 
     def _clipping(self, state: State, gradients: Sequence[Tensor], lead: torch.Size) -> tuple[Tensor, Tensor]:
-        """Whether the gradient is finite, and the factor that shortens it to ``clip`` times its usual norm."""
+        """Whether the gradient is finite, and the factor that shortens it."""
         squares = [g.reshape((*lead, -1)).double().square().sum(-1) for g in gradients]
         norm = torch.stack(squares).sum(0).sqrt()
         finite, usual = norm.isfinite(), state["norm"].clone()
@@ -363,8 +401,8 @@ def _shortened(gradient: Tensor, finite: Tensor, factor: Tensor) -> Tensor:
 
 
 def _record(parts: LossParts) -> Tensor:
-    shown = (-parts.elbo, parts.adversary_accuracy, parts.adversary_chance)
-    return torch.stack([part.detach().double() for part in shown])
+    elbo, accuracy = -parts.elbo.detach(), parts.adversary_accuracy.detach()
+    return torch.cat([elbo.reshape(1).double(), accuracy.double()])
 
 
 def _group_scales(data: Batch, group: str, size: int, rows: int) -> Tensor:
