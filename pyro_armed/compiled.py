@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from pyro_armed.graphs import Draw, direct, draws_outside, simplified
+from pyro_armed.graphs import Draw, direct, draws_outside, purified, simplified
 from pyro_armed.objective import Objective
 from pyro_armed.seeds import seeded, stream
 from pyro_armed.updates import State, Tensors, Update
@@ -86,7 +86,7 @@ class GradientGraph:
         self._update = update
         weight = torch.ones((), dtype=torch.float64, device=next(iter(values.values())).device)
         example = [*values.values(), *fixed.values(), *batch.values(), weight]
-        self.graph = _make_fx(torch.func.functionalize(self._listed), [t.clone() for t in example])
+        self.graph = purified(_make_fx(torch.func.functionalize(self._listed), [t.clone() for t in example]))
         self.draws = draws_outside(self.graph)
         self._changes = self._changed_buffers()
         simplified(self.graph)
@@ -109,8 +109,8 @@ class GradientGraph:
 
     def _listed(self, *tensors: Tensor) -> list[Tensor]:
         left = iter(tensors)
-        parts = [{name: next(left) for name in names} for names in self._names]
-        gradient, buffers, record = self._update.pure_gradient(*parts, next(left))
+        values, fixed, batch = ({name: next(left) for name in names} for names in self._names)
+        gradient, buffers, record = self._update.pure_gradient(values, fixed, batch, next(left))
         return [*gradient.values(), *buffers.values(), record]
 
     def _changed_buffers(self) -> list[str]:
@@ -153,7 +153,7 @@ class GradientGraph:
                 found, _, record = self(moved, fixed, batch, weight, noise)
             copies = {name: tensor.clone() for name, tensor in fixed.items()}
             with seeded(seed, [weight.device]):
-                expected, expected_record = update.gradient(moved, batch, weight, copies)
+                expected, expected_record = update.gradient(moved, copies, batch, weight)
             _compare({**found, "": record}, {**expected, "": expected_record})
 
 
@@ -269,14 +269,17 @@ def unchecked_priors(objectives: Sequence[Objective]) -> Iterator[None]:
     for one in distributions:  # grows while it is gone through
         if isinstance(getattr(one, "base_dist", None), torch.distributions.Distribution):
             distributions.append(one.base_dist)
-    before = [one._validate_args for one in distributions]
+    before = [one.__dict__.get("_validate_args") for one in distributions]
     for one in distributions:
         one._validate_args = False
     try:
         yield
     finally:
         for one, checked in zip(distributions, before, strict=True):
-            one._validate_args = checked
+            if checked is None:  # it follows the default of its class
+                one.__dict__.pop("_validate_args", None)
+            else:
+                one._validate_args = checked
 
 
 def _make_fx(function: Callable[..., Any], example: Sequence[Tensor]) -> GraphModule:

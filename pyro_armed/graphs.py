@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node, map_arg
 
-__all__ = ["direct", "simplified"]
+__all__ = ["Draw", "direct", "draws_outside", "purified", "simplified"]
 
 # PyTorch's own functions cost less per call than the operators that a recording names.
 # fmt: off
@@ -88,7 +88,9 @@ def _is_idle(node: Node) -> bool:
     if not isinstance(source, Node):
         return False
     old, new = source.meta.get("val"), node.meta.get("val")
-    if not isinstance(old, Tensor) or not isinstance(new, Tensor) or new.shape != old.shape:
+    if not isinstance(old, Tensor) or not isinstance(new, Tensor):
+        return False
+    if new.shape != old.shape or new.dtype != old.dtype:
         return False
     name, others = getattr(node.target, "__name__", "").split(".")[0], node.args[1:]
     if name in ("view", "expand", "detach", "alias"):
@@ -128,14 +130,14 @@ class Draw:
 
 # Operators that draw, the method that draws the same numbers, and which of their arguments it takes.
 _DRAWING = {
-    "normal_functional": ("normal_", (1, 2)),
-    "uniform": ("uniform_", (1, 2)),
-    "exponential": ("exponential_", (1,)),
-    "bernoulli": ("bernoulli_", (1,)),
-    "randn": ("normal_", ()),
-    "randn_like": ("normal_", ()),
-    "rand": ("uniform_", ()),
-    "rand_like": ("uniform_", ()),
+    "normal_functional.default": ("normal_", (1, 2)),
+    "uniform.default": ("uniform_", (1, 2)),
+    "exponential.default": ("exponential_", (1,)),
+    "bernoulli.p": ("bernoulli_", (1,)),
+    "randn.default": ("normal_", ()),
+    "randn_like.default": ("normal_", ()),
+    "rand.default": ("uniform_", ()),
+    "rand_like.default": ("uniform_", ()),
 }
 
 
@@ -163,7 +165,7 @@ def draws_outside(graph: GraphModule) -> list[Draw]:
         tags = getattr(node.target, "tags", ())
         if node.op != "call_function" or torch.Tag.nondeterministic_seeded not in tags:
             continue
-        name = node.target.__name__.split(".")[0]
+        name = node.target.__name__
         method, positions = _DRAWING.get(name, ("", ()))
         args = tuple(node.args[position] for position in positions if position < len(node.args))
         if not method or any(isinstance(arg, Node) for arg in args):
@@ -176,9 +178,47 @@ def draws_outside(graph: GraphModule) -> list[Draw]:
         last.meta["val"] = value
         node.replace_all_uses_with(last)
         graph.graph.erase_node(node)
-    for node in graph.graph.nodes:
-        if node.target is torch.ops.aten.fill.Scalar:
-            node.target = torch.ops.aten.full_like.default  # the same, and `vmap` knows it
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return draws
+
+
+def purified(graph: GraphModule) -> GraphModule:
+    """Replace operators that change an argument without saying so, or that `vmap` does not know.
+
+    Parameters
+    ----------
+    graph : GraphModule
+        From ``make_fx`` of a functionalised function; changed in place.
+
+    Returns
+    -------
+    GraphModule
+    """
+    aten = torch.ops.aten
+    for node in list(graph.graph.nodes):
+        if node.target is aten.fill.Scalar:
+            node.target = aten.full_like.default
+        elif node.target is aten.native_batch_norm.default and node.args[3] is not None and node.args[5]:
+            _move_statistics(graph, node)
+    graph.recompile()
+    return graph
+
+
+def _move_statistics(graph: GraphModule, norm: Node) -> None:
+    """Let batch normalisation return its running mean and variance instead of writing into its arguments."""
+    momentum = norm.args[6]
+    running = norm.args[3:5]
+    norm.args = (*norm.args[:3], None, None, *norm.args[5:])
+
+    def moved(old: Tensor, rows: Tensor, which: int) -> Tensor:
+        axes = [0, *range(2, rows.dim())]
+        new = rows.var(axes) if which else rows.mean(axes)
+        return torch.lerp(old, new.to(old.dtype), momentum)  # type: ignore[arg-type]
+
+    for which, old in enumerate(running):
+        later = [user for user in old.users if user is not norm]  # type: ignore[union-attr]
+        with graph.graph.inserting_after(norm):
+            value = graph.graph.call_function(moved, (old, norm.args[0], which))
+        for user in later:
+            user.replace_input_with(old, value)  # type: ignore[arg-type]

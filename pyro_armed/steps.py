@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -127,8 +128,9 @@ def plan_steps(
     try:
         gradient = _traced(plan, objectives)
         if len(objectives) > 1 and gradient.elements <= _TOGETHER:
-            together = _compiled(plan, gradient, objectives, how)
-            return replace(plan, compiled=together, side_by_side=len(objectives))
+            with suppress(Exception):  # operators that `vmap` does not know
+                together = _compiled(plan, gradient, objectives, how)
+                return replace(plan, compiled=together, side_by_side=len(objectives))
         return replace(plan, compiled=_compiled(plan, gradient, objectives[:1], how))
     except Exception as error:  # a network or a family of the user's may do anything
         _warn(f"Training steps cannot be traced ({_reason(error)}); they run eagerly, which takes longer.")

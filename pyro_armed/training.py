@@ -221,14 +221,15 @@ def train_restarts(
         objective.module.train()
     try:
         with single_thread(data), local_parameters(), no_validation(), unchecked_priors(objectives):
-            plan = plan_steps(
-                objectives,
-                data,
-                size=settings.rows_per_step(data.n_rows),
-                clip=settings.clip,
-                mode=settings.compile,
-                steps=settings.likely_steps(data.n_rows),
-            )
+            with seeded(seeds[0], [data.device]):  # tracing draws
+                plan = plan_steps(
+                    objectives,
+                    data,
+                    size=settings.rows_per_step(data.n_rows),
+                    clip=settings.clip,
+                    mode=settings.compile,
+                    steps=settings.likely_steps(data.n_rows),
+                )
             width = plan.side_by_side
             results: list[TrainingResult] = []
             for first in range(0, len(objectives), width):

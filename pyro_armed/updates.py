@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,7 @@ class Layout:
     def of(cls, objective: Objective, sparse: Sequence[str]) -> Layout:
         """The layout of one objective, the tables of the grouping factors ``sparse`` apart."""
         parts = _Parts(objective)
-        owners = getattr(objective.guide, "tables", dict)()
+        owners = _tables(objective)
         tables = {f"guide.{name}": group for name, group in owners.items() if group in sparse}
         dense: dict[str, dict[str, torch.Size]] = {}
         fixed = {name: buffer.shape for name, buffer in parts.named_buffers()}
@@ -140,7 +141,7 @@ def sparse_groups(objective: Objective, data: Batch, size: int) -> tuple[str, ..
     -------
     tuple of str
     """
-    tables = getattr(objective.guide, "tables", dict)()
+    tables = _tables(objective)
     watched = () if objective.adversary is None else objective.adversary.groups
     return tuple(
         group.name
@@ -150,6 +151,12 @@ def sparse_groups(objective: Objective, data: Batch, size: int) -> tuple[str, ..
         and group.name in tables.values()
         and group.name not in watched
     )
+
+
+def _tables(objective: Objective) -> dict[str, str]:
+    """The guide's parameters with one row for each group; none, if it does not say."""
+    guide: Any = objective.guide
+    return guide.tables() if hasattr(guide, "tables") else {}
 
 
 def _named(objective: Objective) -> Tensors:
@@ -267,7 +274,7 @@ class Update:
         return groups + restarts[:, None] * (self.dummies[group] + 1)
 
     def gradient(
-        self, values: Tensors, batch: Tensors, weight: Tensor, fixed: Tensors | None = None
+        self, values: Tensors, fixed: Tensors, batch: Tensors, weight: Tensor
     ) -> tuple[Tensors, Tensor]:
         """Gradient of the loss by autograd, and the step's record; the buffers are changed in place.
 
@@ -275,12 +282,12 @@ class Update:
         ----------
         values : dict of str to Tensor
             Trained parameters by name.
+        fixed : dict of str to Tensor
+            Frozen parameters and buffers by name.
         batch : dict of str to Tensor
             From `select`.
         weight : Tensor
             Weight of the adversary.
-        fixed : dict of str to Tensor, optional
-            Frozen parameters and buffers; by default, the modules' own.
 
         Returns
         -------
@@ -289,7 +296,7 @@ class Update:
             ELBO per row; accuracy of the adversary for each of its grouping factors.
         """
         leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
-        parts = self._loss({**leaves, **(fixed or {})}, batch, weight)
+        parts = self._loss({**leaves, **fixed}, batch, weight)
         found = torch.autograd.grad(parts.total, list(leaves.values()), materialize_grads=True)
         return dict(zip(leaves, found, strict=True)), _record(parts)
 
@@ -331,7 +338,8 @@ class Update:
             ELBO per row; accuracy of the adversary for each of its grouping factors.
         """
         batch, present = self.select(source, rows)
-        gradient, record = self.gradient(self.values(state, present), batch, controls[0])
+        fixed = {name: state[name] for name in self.layout.fixed}
+        gradient, record = self.gradient(self.values(state, present), fixed, batch, controls[0])
         self.ascend(state, gradient, present, controls)
         return record
 
@@ -368,7 +376,7 @@ class Update:
         rates = rate.repeat_interleave(copies) if rate.dim() else rate
         for name in (name for name, owner in self.layout.tables.items() if owner == group):
             keys = (name, f"{name}.mean", f"{name}.square")
-            own = {key: state[key][places].flatten(1) for key in keys}
+            own = {key: state[key][places].reshape(len(places), -1) for key in keys}
             g = _shortened(gradient[name].reshape((*finite.shape, -1)), finite, factor)
             new = self._adam(own, name, g.reshape(own[name].shape), count, rates)
             for key, value in zip(keys, (new, own[keys[1]], own[keys[2]]), strict=True):

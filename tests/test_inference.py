@@ -109,14 +109,15 @@ def test_the_first_restarts_do_not_depend_on_how_many_there_are():
 
 
 def test_the_best_restart_is_kept(monkeypatch):
-    original, elbos = inference._restart, [-5.0, -3.0, math.nan, -4.0]
+    original, elbos = inference._restarts, [-5.0, -3.0, math.nan, -4.0]
 
-    def restart(ingredients, settings, number):
-        made = original(ingredients, settings, number)
-        object.__setattr__(made, "elbo", elbos[number])
+    def restarts(ingredients, settings):
+        made = original(ingredients, settings)
+        for one, elbo in zip(made, elbos, strict=True):
+            object.__setattr__(one, "elbo", elbo)
         return made
 
-    monkeypatch.setattr(inference, "_restart", restart)
+    monkeypatch.setattr(inference, "_restarts", restarts)
     result = infer(ingredients(), settings(guide="mean_field", restarts=4, epochs=1, draws=3))
     assert result.posterior.attributes["elbo"] == -3.0
     assert result.module is result.posterior.chains[1].module
@@ -168,13 +169,14 @@ def test_auxiliary_terms_reach_training_and_not_the_density(monkeypatch):
         fixed_effects_weight=0.3,
     )
     seen = []
-    original = inference.train
+    original = inference.train_restarts
 
-    def watched(objective, *args, **options):
+    def watched(objectives, *args, **options):
+        (objective,) = objectives
         seen.append((objective.adversary.settings.weight, objective.fixed_effects_weight))
-        return original(objective, *args, **options)
+        return original(objectives, *args, **options)
 
-    monkeypatch.setattr(inference, "train", watched)
+    monkeypatch.setattr(inference, "train_restarts", watched)
     result = infer(made, settings(guide="mean_field", restarts=1))
     assert seen == [(0.5, 0.3)]
     assert set(result.posterior.chains[0].values) == {"Intercept", "features", "1|g_sigma", "1|g"}
