@@ -77,6 +77,23 @@ def objective_of(name, seed=0, data=None, layer=None):
     return Objective(module, guide, head, options.get("fixed", 0.0))
 
 
+def within_network(network, adversary=None, fixed=0.0):
+    """A model of arrays with group effects on a layer's channels."""
+    x = torch.randn(24, 2, generator=torch.Generator().manual_seed(1))
+    model = pa.ARMED.from_arrays(
+        x,
+        (x[:, 0] > 0).numpy(),
+        groups={"site": ["a", "b", "c"] * 8},
+        family="bernoulli",
+        network=network,
+        adversary=adversary,
+        random_effects=[pa.RandomEffects("site"), pa.effects.ScaleBias(["0"], "site")],
+    )
+    module = model.module.train()
+    guide = MeanFieldGuide(module, module.data, torch.Generator().manual_seed(0))
+    return Objective(module, guide, build_adversary(adversary, module, module.data, 0), fixed)
+
+
 class Eager:
     """Eager steps of some restarts, one after another."""
 
@@ -159,6 +176,14 @@ def test_graphs_have_the_eager_losses_and_gradients_at_the_same_draws(name):
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=near, atol=near)
     assert sum(float(value.abs().sum()) for value in expected.values()) > 0
+
+
+@pytest.mark.parametrize("adversary", [None, pa.Adversary(0.5)])
+def test_effects_within_networks(adversary):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1))
+    eager = Eager([within_network(network, adversary, 0.3)], 7)
+    assert_same(eager, ROWS, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("name", ["bernoulli", "adversary", "batch statistics", "dropout"])
