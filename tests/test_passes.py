@@ -464,6 +464,8 @@ def test_what_cannot_be_done_with_effects_within_the_network():
         pa.diagnostics.icc(model)
     with pytest.raises(ArgumentError, match="integrates their effects out"):
         pa.diagnostics.group_log_likelihood(model)
+    with pytest.raises(ArgumentError, match="group effects within its network"):
+        pa.diagnostics.predictive_variance(model)
 
 
 def test_formulas_name_effects_within_the_network():
@@ -475,3 +477,44 @@ def test_formulas_name_effects_within_the_network():
     assert "in layer 'layers.0': h -> (1 + gamma[group(i)])" in str(model)
     with pytest.raises(ArgumentError, match=r"add a term such as \(1 \| group\)"):
         pa.ARMED("y ~ x1", frame, network=pa.networks.MLP(hidden=(3,)), random_effects=effects)
+
+
+def spots(n, size, seed):
+    """Round spots, large ones labelled 1, shape (n, size, size)."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 2, n)
+    up, across = np.mgrid[:size, :size]
+    centre = rng.uniform(4, size - 4, (n, 2))
+    width = np.where(label == 1, 2.6, 1.6) * rng.uniform(0.85, 1.15, n)
+    square = (up - centre[:, :1, None]) ** 2 + (across - centre[:, 1:, None]) ** 2
+    return np.exp(-square / (2 * width[:, None, None] ** 2)), label
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pyro_armed.errors.ConvergenceWarning")
+def test_effects_recover_the_contrast_and_brightness_of_sites():
+    """The encoder's normalisation hides both, so that the last layer's effects have to bring them back.
+
+    In trials with 1200 images of 16 x 16 (seeds 0 to 2) the correlations were .92 to .96 and .99.
+    """
+    x, y = spots(720, 12, seed=1)
+    sites = pa.simulate.site_images(x, y, 12, seed=1)
+    network = pa.networks.AutoencoderClassifier(channels=(8, 16), latent=8)
+    last = network.last_conv
+    effects = [
+        pa.RandomEffects("site"),
+        pa.effects.ScaleBias(network.conv_layers[:2], "site"),
+        pa.effects.ScaleBias(last, "site", normalize=False),
+    ]
+    model = pa.ARMED.from_arrays(
+        sites.images, y, {"site": sites.site}, family="bernoulli", network=network, random_effects=effects
+    )
+    model.fit(epochs=20, batch_size=60, restarts=1, draws=50, guide="mean_field", early_stopping=False,
+              progressbar=False)  # fmt: skip
+    posterior = model.idata["posterior"]
+    assert posterior["site__factor_dim"].to_numpy().tolist() == sites.gain.index.tolist()
+    for name, truth in (("scale", sites.gain), ("bias", sites.offset)):
+        draws = posterior[f"{name}[{last}]|site"].isel({f"{last}__channel_dim": 0})
+        assert np.corrcoef(draws.mean(["chain", "draw"]), truth)[0, 1] > 0.8
+        prior_sd = float(posterior[f"{name}[{last}]|site_sigma"].mean())
+        assert float(draws.std(["chain", "draw"]).mean()) < 0.5 * prior_sd  # far narrower than the prior

@@ -130,6 +130,11 @@ def _checked(model: Any, draws: Any, replicates: Any) -> list[str]:
             "predictive_variance needs a response of numbers or two outcomes; "
             f"that of family {model.spec.family.name!r} has levels."
         )
+    if model.spec.layers:
+        raise ArgumentError(
+            "predictive_variance draws the effects of the predictor again given the network; this model has "
+            "group effects within its network (ScaleBias) too."
+        )
     names = list(dict.fromkeys(block.group for block in model.spec.mu.blocks))
     if clash := [name for name in names if name in _NAMES]:
         raise ArgumentError(

@@ -240,7 +240,7 @@ def latents(spaces: Mapping[str, ArrayLike], groups: ArrayLike, *, figure: Figur
     figure.set_size_inches(3.4 * len(spaces) + 1.0, 3.6)
     figure.set_layout_engine("constrained")
     axes = figure.subplots(1, len(spaces), squeeze=False)[0]
-    found = list(pd.unique(labels))
+    found = sorted(pd.unique(labels), key=str)
     colours = mpl.colormaps["tab20"](np.arange(len(found)) % 20)
     for (title, points), ax in zip(spaces.items(), axes, strict=True):
         scores = davies_bouldin(points, labels), calinski_harabasz(points, labels)
