@@ -396,14 +396,14 @@ def test_coverage_of_cross_conformal_intervals():
         return pd.DataFrame({"x": x, "g": [f"g{c}" for c in code], "y": y})
 
     covered = []
-    for repeat in range(8):
+    for repeat in range(6):
         data, new = simulate(20, 6), simulate(300, 1)
         new["g"] = "n" + new["g"]
         model = pa.ARMED("y ~ x + (1 | g)", data)
         found = pa.cross_conformal(
-            model, data, new, folds=4, restarts=1, draws=300, seed=repeat, progressbar=False
+            model, data, new, folds=3, restarts=1, draws=300, seed=repeat, progressbar=False
         )
         covered.append(((new["y"] >= found["lower"]) & (new["y"] <= found["upper"])).mean())
-    se = np.std(covered) / math.sqrt(8)
+    se = np.std(covered) / math.sqrt(6)
     print(np.round(covered, 3), np.mean(covered).round(3), se.round(3))
     assert 0.9 - 3 * se < np.mean(covered) < 0.9 + 2 / 20 + 3 * se
