@@ -115,7 +115,7 @@ def held_out(codes: Ints, by: str, folds: int, seed: int) -> list[Ints]:
     Examples
     --------
     >>> [rows.tolist() for rows in held_out(np.array([0, 0, 1, 1, 2, 2, 3]), "cluster", 2, seed=0)]
-    [[0, 1, 6], [2, 3, 4, 5]]
+    [[0, 1, 2, 3], [4, 5, 6]]
     """
     if by not in BY:
         raise ArgumentError(f"by={by!r} is not one of {', '.join(map(repr, BY))}.")
