@@ -203,6 +203,22 @@ def test_marginal_mean_of_a_probit_model_has_its_closed_form():
     np.testing.assert_allclose(drawn, expected, atol=4 * 0.5 / math.sqrt(40_000))
 
 
+def test_marginal_mean_of_a_logistic_model_is_that_of_quadrature():
+    fixed = {"x": 0.8, "Intercept": 1.0, "1|g_sigma": 2.0}
+    one, posterior = made("b ~ x + (1 | g)", "bernoulli", draws=20_000, fixed=fixed)
+    rows = frame().iloc[:3].assign(g=["a", "b", "c"], x=[-2.0, 1.0, 4.0])
+    eta = predict(one, posterior, rows, "population", kind="linear")[0, 0].numpy()
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    expected = special.expit(eta[:, None] + 2.0 * nodes) @ weights / weights.sum()
+    marginal = predict(one, posterior, rows, "marginal", kind="mean").mean((0, 1)).numpy()
+    np.testing.assert_allclose(marginal, expected, atol=4 * 0.5 / math.sqrt(40_000))
+    population = predict(one, posterior, rows, "population", kind="mean").mean((0, 1)).numpy()
+    np.testing.assert_allclose(population, special.expit(eta), rtol=1e-10)
+    # Averaging over groups pulls towards one half.
+    assert (np.abs(expected - 0.5) < np.abs(population - 0.5)).all()
+    assert np.abs(marginal - population).max() > 0.05
+
+
 @pytest.mark.parametrize("seed", [0, 3, 1009])
 def test_noise_of_responses_is_independent_of_new_groups_effects(seed):
     """The same random numbers for both would add the sds instead of the variances."""
