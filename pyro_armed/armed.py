@@ -543,7 +543,9 @@ class ARMED:
         -----
         ``"adapt"`` draws a group's effects from p(u | theta, support) for each posterior draw theta of
         everything else, network included, which stays as it is: exact for a Gaussian response; for others the
-        structured guide's conditional, corrected by importance weights and slice sampling.
+        structured guide's conditional, corrected by importance weights and slice sampling. With
+        ``within_between``, a new group's mean is that of the rows at hand: of its support in ``support``, of
+        the rows to predict in ``data``.
 
         Examples
         --------
