@@ -19,7 +19,7 @@ __all__ = ["choose_effects", "slice_sample"]
 
 _SPREAD = 1.3
 # Of the ellipses: tails heavier than the Gaussian's are left slowly without. Of 1, 1.3, 1.6 and 2 times the
-# sd, the prior's ellipses and Student's, 1.6 came nearest to a half-normal posterior in five steps.
+# sd, the prior's ellipses and Student's, 1.6 came nearest to a half-normal posterior in three steps.
 _SLICE_SPREAD = 1.6
 _SHRINKAGES = 30
 

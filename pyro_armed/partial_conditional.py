@@ -25,7 +25,7 @@ from pyro_armed.training import single_thread
 __all__ = ["PartialConditional", "draw_free_effects"]
 
 _ELEMENTS = 10_000_000
-_CANDIDATES, _SLICES = 8, 5
+_CANDIDATES, _SLICES = 8, 3
 
 
 class PartialConditional(GroupConditional):

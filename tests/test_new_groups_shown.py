@@ -20,16 +20,17 @@ def in_random_order(frame, group, seed=0):
 
 
 def test_spirals_of_new_groups_come_near_the_bayes_limits():
-    """Half the rows of the full-size run, one restart: a little is left off the shares that it reaches."""
-    data = pa.simulate.spirals(20, 500, seed=2)
-    new = data.new_groups(10, rows_per_group=500, seed=2)
+    """A third of the README's rows and short training: up to .02 is missing from the shares given there."""
+    data = pa.simulate.spirals(20, 300, seed=2)
+    new = data.new_groups(10, rows_per_group=400, seed=2)
     model = pa.ARMED(
         "y ~ x1 + x2 + (1 + features | group)",
         data.frame,
         family="bernoulli",
         network=pa.networks.MLP(hidden=(16, 16, 16)),
     )
-    model.fit(guide="mean_field", restarts=1, draws=50, log_likelihood=False, progressbar=False)
+    quick = {"restarts": 1, "draws": 50, "epochs": 120, "log_likelihood": False, "progressbar": False}
+    model.fit(guide="mean_field", **quick)
     rows = in_random_order(new.frame, "group")
     test = rows[rows["k"] >= 50]
 
@@ -39,7 +40,7 @@ def test_spirals_of_new_groups_come_near_the_bayes_limits():
 
     assert accuracy(new_groups="marginal") > 0.95 * new.bayes_accuracy(test, known_radius=False)
     limit = new.bayes_accuracy(test)
-    assert accuracy(new_groups="adapt", support=rows[rows["k"] < 10]) > 0.92 * limit
+    assert accuracy(new_groups="adapt", support=rows[rows["k"] < 10]) > 0.93 * limit
     assert accuracy(new_groups="adapt", support=rows[rows["k"] < 50]) > 0.95 * limit
 
 
@@ -55,7 +56,7 @@ def test_five_labelled_rows_beat_the_average_group(name, formula, family, group)
     labels = data[group].unique()
     held_out = np.random.default_rng(0).choice(labels, round(0.3 * len(labels)), replace=False)
     model = pa.ARMED(formula, data[~data[group].isin(held_out)], family=family)
-    model.fit(restarts=1, draws=300, log_likelihood=False, progressbar=False)
+    model.fit(restarts=1, draws=200, log_likelihood=False, progressbar=False)
     gains = []
     for seed in range(4):  # which rows are the labelled ones
         rows = in_random_order(data[data[group].isin(held_out)], group, seed)
