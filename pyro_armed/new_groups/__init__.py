@@ -5,9 +5,9 @@ them to the tables of group effects, and rows point to them by code. Everything 
 seen and new groups, and nothing outside this package asks which mode it is.
 
 To add a mode, subclass `Mode` in a module of its own, here or beside what it is made of (as
-`pyro_armed.membership` does): ``name``, ``effects``, and where it does not treat all
-groups alike ``received``. List the name in `MODES`. A mode without settings goes into ``_PLAIN``, from which
-`mode_of` takes it by name; one with settings is made where those are at hand, in ``ARMED._mode``.
+`pyro_armed.membership` does): ``name``, ``effects``, and where it does not treat all groups alike
+``received``. List the name in `MODES`. A mode without settings goes into ``_PLAIN``, from which `mode_of`
+takes it by name; one with settings is made where those are at hand, in ``ARMED._mode``.
 """
 
 from pyro_armed.new_groups._adapt import Adapt
