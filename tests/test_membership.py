@@ -422,8 +422,8 @@ def test_batch_without_rows_of_new_groups_is_empty(fitted):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_spirals_of_new_groups_are_classified_better_from_their_unlabelled_rows(seed):
+def test_spirals_of_new_groups_are_classified_better_from_their_unlabelled_rows():
+    seed = 1  # six new groups have a radius within .05 of a seen one, four have not
     data = pa.simulate.spirals(20, 300, seed=seed)
     new = data.new_groups(10, rows_per_group=500, seed=seed)
     base = new.frame["group"].to_numpy()
@@ -447,7 +447,8 @@ def test_spirals_of_new_groups_are_classified_better_from_their_unlabelled_rows(
 
     gain = accuracy("membership") - accuracy("marginal")
     distance = np.abs(new.radii.to_numpy()[:, None] - data.radii.to_numpy()).min(1)
-    # A group's accuracy has a standard error of about .01; measured gains: .03 to .05 near, .07 to .14 far.
+    # Standard error of a group: about .01; measured gains, seeds 0 to 2: .034 to .046 near, .078
+    # to .141 far.
     assert gain[distance < 0.05].mean() > 0.02
     assert gain[distance >= 0.05].mean() > 0.0
     assert gain.min() > -0.03
