@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -290,7 +291,14 @@ def _make_fx(function: Callable[..., Any], example: Sequence[Tensor]) -> GraphMo
 
 
 def _inductor(graph: GraphModule, example: Sequence[Tensor]) -> Callable[..., Any]:
-    import torch._inductor
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own deprecations
+        import torch._inductor
+        from torch._guards import TracingContext, tracing
+        from torch._subclasses import FakeTensorMode
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    with torch.no_grad():
-        return cast(Callable[..., Any], torch._inductor.compile(graph, list(example)))
+        # Without a context of this kind Inductor does not use its cache on disk.
+        context = TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))
+        with torch.no_grad(), tracing(context):
+            return cast(Callable[..., Any], torch._inductor.compile(graph, list(example)))
