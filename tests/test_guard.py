@@ -75,6 +75,7 @@ LAYERS = [
     "summary",
     "report",
     "files",
+    "fitted",
     "armed",
     "cross_validation",
     "adversary_choice",
