@@ -23,12 +23,44 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def activation_name(name: Any) -> str:
+    """The name of an activation, checked.
+
+    Parameters
+    ----------
+    name : str
+        One of those that networks know.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ArgumentError
+        For any other.
+    """
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ArgumentError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {name!r}.")
     return name
 
 
 def dropout_share(value: Any) -> float:
+    """A probability of dropout, checked.
+
+    Parameters
+    ----------
+    value : float
+        At least 0, less than 1.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ArgumentError
+        For anything else.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
         raise ArgumentError(f"dropout must be a probability in [0, 1), not {value!r}.")
     return float(value)
