@@ -244,8 +244,12 @@ def _auxiliary_center(spec: ModelSpec, predictor: Predictor) -> float:
 
 
 def _checked(name: str, prior: Any, default: Distribution) -> Distribution:
-    if not isinstance(prior, (Distribution, TorchDistributionMixin)):
+    if not isinstance(prior, TorchDistributionMixin):
         kind = prior.__name__ if isinstance(prior, type) else type(prior).__name__
+        if isinstance(prior, Distribution):
+            raise ArgumentError(
+                f"The prior of {name!r} is PyTorch's {kind}; take pyro.distributions.{kind} instead."
+            )
         raise ArgumentError(
             f"The prior of {name!r} must be a Pyro distribution such as dist.Normal(0., 1.), not {kind}."
         )

@@ -198,6 +198,7 @@ def test_describe_is_on_the_datas_scale():
         ({"xx": dist.Normal(0.0, 1.0)}, r"priors has 'xx'.* Did you mean 'x'\? Known: Intercept, x, c"),
         ({"completely else": dist.Normal(0.0, 1.0)}, "priors has 'completely else', which this model"),
         ({"x": 1.0}, r"prior of 'x' must be a Pyro distribution .* not float"),
+        ({"x": torch.distributions.Normal(0.0, 1.0)}, r"prior of 'x' .* take pyro.distributions.Normal"),
         ({"x": dist.Normal}, r"prior of 'x' must be a Pyro distribution .* not "),
         (
             {"x": dist.Normal(torch.zeros(3), 1.0)},
