@@ -286,6 +286,23 @@ def test_expensive_fits_keep_the_gaussian_of_the_hessian(monkeypatch):
     assert result.elbo.std() < 1.0
 
 
+def test_expensive_fits_are_at_the_mode_of_the_quadrature(monkeypatch):
+    """Ten thousand groups of five binary rows: Laplace's variance was 14 % too small, its interval beside 1."""
+    monkeypatch.setattr(structured_fit, "_STEP_BUDGET", 1)
+    data = frame(60, 3)
+    random = np.random.default_rng(0)
+    data["b"] = (random.uniform(size=180) < expit(np.repeat(random.normal(0, 1.5, 60), 3))).astype(int)
+    guide = guide_of("b ~ 1 + (1 | g)", "bernoulli", data)
+    structured_fit.fit_structured(guide, seed=0, progressbar=False)
+    mean = guide.mean_and_factor()[0].detach().unsqueeze(0).requires_grad_()
+
+    def slope(order):
+        (gradient,) = torch.autograd.grad(structured_fit.marginal(guide, mean, order).sum(), mean)
+        return float(gradient.abs().max())
+
+    assert slope(9) < 1e-2 < 0.1 * slope(1)
+
+
 def test_crossed_factors_cost_what_their_dense_part_costs():
     data = frame(40, 10)
     data["h"] = np.arange(len(data)) % 37
