@@ -287,7 +287,7 @@ def test_expensive_fits_keep_the_gaussian_of_the_hessian(monkeypatch):
 
 
 def test_expensive_fits_are_at_the_mode_of_the_quadrature(monkeypatch):
-    """Ten thousand groups of five binary rows: Laplace's variance was 14 % too small, its interval beside 1."""
+    """10,000 groups of five binary rows: Laplace's variance was 14 % too small, its interval beside 1."""
     monkeypatch.setattr(structured_fit, "_STEP_BUDGET", 1)
     data = frame(60, 3)
     random = np.random.default_rng(0)
