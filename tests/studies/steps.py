@@ -66,7 +66,7 @@ def svi_step(model):
     data, generator = parts.module.data, torch.Generator().manual_seed(0)
 
     def step():
-        with local_parameters():
+        with pyro.settings.context(module_local_params=False):
             svi.step(data.select(torch.randint(0, data.n_rows, (ROWS,), generator=generator)))
 
     return step

@@ -8,7 +8,7 @@ import pandas as pd
 
 import pyro_armed as pa
 
-GRID = [(100, 10_000), (1000, 10_000), (10_000, 50_000)]  # groups, rows
+GROUPS = (100, 1000, 10_000)
 VARIANCES = (0.1, 1.0, 10.0)
 
 
@@ -28,10 +28,10 @@ def sds(groups, rows, variance, seed, draws=500):
     return idata.posterior["1|g_sigma"].to_numpy().ravel(), idata.posterior.attrs["khat"]
 
 
-def grid(seeds):
+def grid(seeds, rows):
     errors = []
     for seed in range(seeds):
-        for groups, rows in GRID:
+        for groups in GROUPS:
             for variance in VARIANCES:
                 draws, khat = sds(groups, rows, variance, seed, draws=300)
                 estimate = np.median(draws) ** 2
@@ -59,8 +59,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", choices=("grid", "coverage"))
     parser.add_argument("--seeds", type=int, help="data sets; 1 for the grid and 100 for coverage if omitted")
+    parser.add_argument("--rows", type=int, default=100_000, help="rows of each data set of the grid")
     options = parser.parse_args()
     if options.study == "grid":
-        grid(options.seeds or 1)
+        grid(options.seeds or 1, options.rows)
     else:
         coverage(options.seeds or 100)
