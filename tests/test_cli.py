@@ -426,7 +426,7 @@ def test_interruption_is_told(capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli._commands, "load", interrupt)
+    monkeypatch.setattr(cli._fitted_models, "load", interrupt)
     monkeypatch.setattr(Path, "is_file", lambda _: True)
     code, out, err = run(capsys, "predict", "m.armed", "rows.csv", "--out", "o.csv")
     assert (code, out) == (130, "")
@@ -438,7 +438,7 @@ def test_warnings_are_one_line(files, capsys, monkeypatch):
         warnings.warn("two\nlines", pa.errors.ConvergenceWarning, stacklevel=1)
         raise pa.errors.DataError("the end")
 
-    monkeypatch.setattr(cli._commands, "load", warn)
+    monkeypatch.setattr(cli._fitted_models, "load", warn)
     shown = warnings.showwarning
     with warnings.catch_warnings():
         warnings.simplefilter("always")

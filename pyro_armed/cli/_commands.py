@@ -1,4 +1,4 @@
-"""The subcommands fit and evaluate, and what predict shares with them."""
+"""The subcommands fit and evaluate."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
-from pyro_armed.armed import ARMED, load
+from pyro_armed.armed import ARMED
 from pyro_armed.cli._cross_validate import add_cross_validation, cross_validated, refuse_model_options
+from pyro_armed.cli._fitted_models import load_both, model_and_data, seed_and_quiet, subcommand, support_rows
 from pyro_armed.cli._models import add_model_options, fit_options, model_of
 from pyro_armed.cli._tables import (
     SUFFIXES,
-    check_suffix,
     check_writable,
     read_table,
     write_netcdf,
     write_table,
     write_whole,
 )
-from pyro_armed.cli._text import HelpFormatter, say, table_text
-from pyro_armed.errors import ArgumentError
-from pyro_armed.new_groups import MODES
+from pyro_armed.cli._text import say, table_text
 
 MODEL, NETCDF = (".armed",), (".nc",)
 
@@ -150,55 +148,3 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.out is not None:
         write_table(options.out, scores)
     say(table_text(scores, digits=4))
-
-
-def load_both(options: argparse.Namespace) -> tuple[ARMED, pd.DataFrame]:
-    check_suffix(options.data, SUFFIXES)
-    path = Path(options.model)
-    if not path.is_file():
-        raise ArgumentError(f"There is no model file '{options.model}'.")
-    model = load(path)
-    return model, read_table(options.data, model.formula, model.spec.groups)
-
-
-def support_rows(options: argparse.Namespace, model: ARMED) -> pd.DataFrame | None:
-    if options.support is None:
-        return None
-    return read_table(options.support, model.formula, model.spec.groups)
-
-
-def subcommand(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=what,
-        description=what[0].upper() + what[1:] + ".",
-        epilog=example,
-        formatter_class=HelpFormatter,
-    )
-    return parser
-
-
-def model_and_data(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a file that `pyro-armed fit` has written")
-    parser.add_argument("data", metavar="DATA", type=Path, help=what)
-    parser.add_argument(
-        "--new-groups",
-        default="error",
-        choices=MODES,
-        help="groups that training did not have: error refuses them, population takes the average group, "
-        "marginal draws their effects, membership takes those of seen groups that the rows resemble (fit "
-        "--membership), adapt draws them given the rows of --support (%(default)s)",
-    )
-    parser.add_argument(
-        "--support",
-        type=Path,
-        metavar="FILE",
-        help="rows of new groups with their response, .csv or .parquet, for --new-groups adapt",
-    )
-
-
-def seed_and_quiet(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--seed", type=int, default=0, help="the same seed gives the same numbers (%(default)s)"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")

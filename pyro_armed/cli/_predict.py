@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pyro_armed.cli._commands import load_both, model_and_data, seed_and_quiet, subcommand, support_rows
+from pyro_armed.cli._fitted_models import load_both, model_and_data, seed_and_quiet, subcommand, support_rows
 from pyro_armed.cli._tables import SUFFIXES, check_writable, read_table, write_table
 from pyro_armed.cli._text import say
 from pyro_armed.conformal import INTERVALS
