@@ -6,6 +6,8 @@ curvature of their own conditional.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -19,6 +21,7 @@ from pyro_armed.gaussian_conditional import GaussianConditional, conditional_of
 from pyro_armed.global_space import GlobalSpace
 from pyro_armed.group_gaussian import Effects, Hidden
 from pyro_armed.guides import MeanFieldGuide
+from pyro_armed.inner_quadrature import InnerQuadrature, inner_nodes
 from pyro_armed.local import LocalPyroModule
 from pyro_armed.module import MixedEffectsModule, group_plate
 
@@ -57,6 +60,14 @@ class StructuredGuide(LocalPyroModule):
         self._mode: list[Tensor] | None = None
         self._slopes: list[Tensor] = []
         self._anchor, self._whitening = self.center, self.scale
+
+    @cached_property
+    def inner(self) -> InnerQuadrature | None:
+        """What integrates the effects of the largest of several factors out; None where Laplace suffices."""
+        if isinstance(self.conditional, GaussianConditional):
+            return None
+        order = inner_nodes(self.conditional)
+        return InnerQuadrature(self.conditional, order) if order > 1 else None
 
     @property
     def factor(self) -> Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,6 +109,8 @@ def marginal(guide: StructuredGuide, theta: Tensor, order: int = 1) -> Tensor:
         return log_prior + conditional.evidence(problem)
     if order == 1:
         return log_prior + conditional.integrated(problem, guide.start_at(theta))
+    if guide.inner is not None:
+        return log_prior + guide.inner.log_marginal(problem, guide.start_at(theta))
     with torch.no_grad():
         # The nodes need not sit exactly at the mode.
         effects = conditional.solve(problem, guide.start_at(theta), tolerance=1e-3)
@@ -143,6 +146,8 @@ def fit_structured(
         bar.set_postfix_str("mode", refresh=False)
         mode, found = _mode(guide, generator)
         few = affordable(guide, _STEP_BUDGET) // _PARTICLES < _FEWEST_STEPS
+        # Steps up Laplace's approximation would lead away from where the integral is.
+        few = few or guide.inner is not None
         # What nothing corrects later must be right: from few binary rows Laplace's variances are too small.
         order = quadrature_order(guide) if few else 1
         if order > 1:
@@ -236,6 +241,8 @@ def _refine(
 def affordable(guide: StructuredGuide, budget: int) -> int:
     """Evaluations of the marginal likelihood that a budget of row-effects pays for, at least 80."""
     conditional = guide.conditional
+    if guide.inner is not None:
+        return max(80, 4 * budget // guide.inner.elements)
     rows = conditional.batch.size
     if isinstance(conditional, GaussianConditional):
         rows = sum(conditional.counts[name] for name in conditional.groups)
@@ -321,7 +328,8 @@ def correct_globals(guide: StructuredGuide, draws: int, *, seed: int, rounds: in
     order = quadrature_order(guide)
     count = max(draws, 500)
     rounds = min(rounds, affordable(guide, _WEIGHT_BUDGET) // count)
-    if rounds < 2:
+    # One round of weights suffices where the Gaussian at the mode is that of the quadrature.
+    if rounds < (2 if guide.inner is None else 1):
         return _uncorrected(guide, draws, order, generator)
     theta, log_weight = _adaptive_draws(guide, count, 1.25 * draws, rounds, order, generator)
     smoothed, khat = pareto_smooth(log_weight)
@@ -363,6 +371,8 @@ def _adaptive_draws(
 def quadrature_order(guide: StructuredGuide) -> int:
     """The ``order`` of `marginal` that pays: 1 for a Gaussian response, crossed factors or many effects."""
     conditional = guide.conditional
+    if guide.inner is not None:
+        return guide.inner.order
     if isinstance(conditional, GaussianConditional) or len(conditional.groups) != 1:
         return 1
     width = conditional.widths[conditional.groups[0]]
@@ -417,6 +427,9 @@ def _safe_marginal(guide: StructuredGuide, theta: Tensor, order: int) -> Tensor:
 def _chunks(guide: StructuredGuide, theta: Tensor, order: int = 1) -> Iterator[Tensor]:
     """Parts of theta whose tensors fit the memory bound."""
     conditional = guide.conditional
+    if guide.inner is not None and order > 1:
+        yield from theta.split(max(1, 10 * _ELEMENTS // guide.inner.elements))
+        return
     width = sum(conditional.widths.values()) or 1
     others = sum(conditional.counts[n] * conditional.widths[n] for n in conditional.groups[1:])
     first = conditional.groups[0] if conditional.groups else None
@@ -426,6 +439,20 @@ def _chunks(guide: StructuredGuide, theta: Tensor, order: int = 1) -> Iterator[T
         rows = conditional.counts[first]
     each = rows * width * max(width, 2) + dense
     yield from theta.split(max(1, _ELEMENTS // max(each, 1)))
+
+
+def _effects_given(
+    guide: StructuredGuide,
+    problem: Any,
+    start: list[Tensor] | None,
+    candidates: int,
+    generator: torch.Generator,
+) -> tuple[list[Tensor], Tensor]:
+    """Draws of the standardised effects, and the log ratios that `draw_effects` returns."""
+    conditional = guide.conditional
+    if guide.inner is not None:
+        return guide.inner.draw(problem, start, candidates, generator)
+    return choose_effects(conditional, problem, conditional.solve(problem, start), candidates, generator)
 
 
 @torch.no_grad()
@@ -459,12 +486,11 @@ def draw_effects(
     conditional = guide.conditional
     parts: list[dict[str, Tensor]] = []
     ratios: list[Tensor] = []
-    for part in _chunks(guide, theta):
+    for part in _chunks(guide, theta, quadrature_order(guide) if guide.inner is not None else 1):
         values, _ = guide.space.evaluate(part)
         if conditional.groups:
             problem = conditional.problem(values)
-            effects = conditional.solve(problem, guide.start_at(part))
-            z, ratio = choose_effects(conditional, problem, effects, candidates, generator)
+            z, ratio = _effects_given(guide, problem, guide.start_at(part), candidates, generator)
             values = {**values, **conditional.effects(values, z)}
             ratios.append(ratio)
         parts.append(values)

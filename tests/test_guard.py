@@ -51,6 +51,7 @@ LAYERS = [
     "conditional",
     "gaussian_conditional",
     "effect_draws",
+    "inner_quadrature",
     "importance",
     "proposals",
     "structured",
