@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -147,7 +148,9 @@ def gpboost(train: pd.DataFrame, test: pd.DataFrame, rounds: int = 100) -> PeerF
     model = gpb.GPModel(group_data=groups, likelihood="gaussian", num_parallel_threads=1)
     data = gpb.Dataset(x, train[RESPONSE].to_numpy(float), categorical_feature=list(range(len(FIXED))))
     options = {"verbose": -1, "num_threads": 1}
-    booster = gpb.train(params=options, train_set=data, gp_model=model, num_boost_round=rounds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that categories are used as asked for
+        booster = gpb.train(params=options, train_set=data, gp_model=model, num_boost_round=rounds)
     seconds = time.process_time() - start
     found = booster.predict(
         data=x_test, group_data_pred=test[GROUP].to_numpy(str), predict_var=True, pred_latent=False

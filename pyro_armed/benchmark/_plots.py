@@ -40,16 +40,19 @@ def draw(frame: pd.DataFrame) -> Figure:
         If Matplotlib is not installed.
     """
     figure = new_figure()
-    quantities = list(dict.fromkeys(frame["quantity"]))
-    heights = [max(2.6, 0.9 + 0.3 * (frame["quantity"] == name).sum()) for name in quantities]
-    figure.set_size_inches(7.5, sum(heights) + 0.3)
+    parts = [part for _, part in frame.groupby("quantity", sort=False)]
+    sized = [bool(part["size"].notna().any()) for part in parts]
+    heights = [2.8 if by_size else 1.0 + 0.36 * len(part) for part, by_size in zip(parts, sized, strict=True)]
+    figure.set_size_inches(7.5, sum(heights) + 0.6)
     figure.set_layout_engine("constrained")
-    panels = figure.subplots(len(quantities), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, quantity in zip(panels, quantities, strict=True):
-        part = frame[frame["quantity"] == quantity]
-        (_draw_sizes if part["size"].notna().any() else _draw_cases)(axes, part)
-        axes.set_title(quantity, loc="left", fontsize="medium")
-    figure.suptitle(str(frame["benchmark"].iloc[0]))
+    panels = figure.subplots(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, part, by_size in zip(panels, parts, sized, strict=True):
+        (_draw_sizes if by_size else _draw_cases)(axes, part)
+        axes.set_title(str(part["quantity"].iloc[0]), loc="left", fontsize="medium")
+    words = ["band: quartiles over rounds"] if frame["low"].notna().any() else []
+    if (frame["target"] != "").any():
+        words += ["black: target", *(["orange: missed"] if not all(sized) else [])]
+    figure.suptitle("; ".join([str(frame["benchmark"].iloc[0]), *words]), fontsize="medium")
     return figure
 
 
@@ -63,55 +66,55 @@ def _draw_sizes(axes: Axes, part: pd.DataFrame) -> None:
     aims = part[part["target"] != ""]
     for size, target in dict(zip(aims["size"], aims["target"], strict=True)).items():
         limit = max(x for x in limits(target) if np.isfinite(x))
-        axes.plot(
-            size, limit, marker="_", markersize=18, color="black", linestyle="", label=f"target {target}"
-        )
+        axes.plot(size, limit, "_", markersize=18, markeredgewidth=2, color="black", label=f"target {target}")
     axes.set_xscale("log")
-    _show_sizes(axes, sorted(part["size"].unique()))
-    axes.set_ylim(0, 1.15 * np.nanmax([1.0, *part[["ratio", "high"]].max(), *axes.get_ylim()[1:]]))
-    axes.axhline(1.0, color="0.6", linewidth=0.8, zorder=0)
-    axes.set_xlabel("size")
-    axes.set_ylabel(f"ratio to {part['to'].iloc[0]}")
-    axes.legend(fontsize="small", loc="upper left")
-
-
-def _show_sizes(axes: Axes, sizes: list[float]) -> None:
+    sizes = sorted(part["size"].unique())
     axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
     axes.set_xticks([], minor=True)
+    axes.set_ylim(0, 1.25 * max(1.0, axes.get_ylim()[1]))
+    axes.axhline(1.0, color="0.6", linewidth=0.8, zorder=0)
+    axes.set_xlabel(str(part["to"].iloc[0]).split(" ", 1)[1].removesuffix("s") + "s")
+    axes.set_ylabel(f"ratio to {part['to'].iloc[0]}")
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(fontsize="small", loc="upper left", ncols=3)
 
 
 def _draw_cases(axes: Axes, part: pd.DataFrame) -> None:
     several = part["to"].nunique() > 1
-    names = [f"{one.case}\nto {one.to}" if several else str(one.case) for one in part.itertuples()]
     places = np.arange(len(part))[::-1]
     for place, one in zip(places, part.to_dict("records"), strict=True):
         if np.isnan(one["ratio"]):
-            axes.annotate(
-                str(one["note"]),
-                (0.02, place),
-                xycoords=("axes fraction", "data"),
-                va="center",
-                fontsize="small",
-            )
+            where: dict[str, Any] = {
+                "xycoords": ("axes fraction", "data"),
+                "va": "center",
+                "fontsize": "small",
+            }
+            axes.annotate(str(one["note"]), (0.02, place), **where)
             continue
         if one["target"]:
             _draw_target(axes, place, one["target"])
-        if not np.isnan(one["low"]):
-            axes.plot([one["low"], one["high"]], [place, place], color=_COLOURS[0], linewidth=3, alpha=0.4)
-        axes.plot(one["ratio"], place, "o", color=_COLOURS[1] if one["met"] == "no" else _COLOURS[0])
-        axes.annotate(
-            f"{one['ratio']:.3g}", (one["ratio"], place), (6, 4), textcoords="offset points", fontsize="small"
-        )
+        colour = _COLOURS[1 if one["met"] == "no" else 0]
+        axes.plot([one["low"], one["high"]], [place, place], color=colour, linewidth=4, alpha=0.4)
+        axes.plot(one["ratio"], place, "o", color=colour)
+        label: dict[str, Any] = {"textcoords": "offset points", "fontsize": "small"}
+        axes.annotate(f"{one['ratio']:.3g}", (one["ratio"], place), (6, 4), **label)
+    names = [f"{one['case']}\n({one['to']})" if several else one["case"] for one in part.to_dict("records")]
     axes.set_yticks(places, names, fontsize="small")
     axes.set_ylim(-0.7, len(part) - 0.3)
-    axes.set_xscale("log")
     axes.axvline(1.0, color="0.6", linewidth=0.8, zorder=0)
     axes.margins(x=0.12)
+    axes.set_xlabel("ratio to what is in brackets" if several else f"ratio to {part['to'].iloc[0]}")
+    known = part["ratio"].dropna()
+    if len(known) and max(known.max(), 1.0) > 3 * min(known.min(), 1.0):
+        _log_scale(axes)
+
+
+def _log_scale(axes: Axes) -> None:
+    axes.set_xscale("log")
     low, high = axes.get_xlim()
     ticks = [n * 10.0**power for power in range(-3, 4) for n in _TICKS if low <= n * 10.0**power <= high]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("ratio" if several else f"ratio to {part['to'].iloc[0]}")
 
 
 def _draw_target(axes: Axes, place: float, target: str) -> None:

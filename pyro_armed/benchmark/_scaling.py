@@ -121,7 +121,7 @@ def _grow(
     with seeded(seed):
         for mode in compiled_modes(quick):
             found = interleaved({str(n): make(n, mode) for n in sizes}, rounds=5 if quick else 40)
-            for n in sizes[1:]:
+            for n in sizes:
                 ratio = found.ratio(str(n), str(sizes[0]))
                 case, target = f'compile="{mode}"', targets.get(n, "")
                 lines.append(row(benchmark, "step time", case, ratio, to=to, size=n, target=target))
@@ -152,10 +152,12 @@ def memory(quick: bool, seed: int) -> pd.DataFrame:
     lines = []
     for quantity, key in (("training, tables apart", "training"), ("peak of the process", "process")):
         least = found[sizes[0]][key]
-        for n in sizes[1:]:
+        for n in sizes:
             use = found[n][key]
-            note = f"{use / _MEBIBYTE:.0f} MiB; with {sizes[0]} groups {least / _MEBIBYTE:.0f} MiB"
-            lines.append(row("memory", quantity, "memory", use / least, to="100 groups", size=n, note=note))
+            note = f"{use / _MEBIBYTE:.0f} MiB"
+            lines.append(
+                row("memory", quantity, "a process", use / least, to="100 groups", size=n, note=note)
+            )
     return table(lines)
 
 
