@@ -49,7 +49,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     for axes, part, by_size in zip(panels, parts, sized, strict=True):
         (_draw_sizes if by_size else _draw_cases)(axes, part)
         axes.set_title(str(part["quantity"].iloc[0]), loc="left", fontsize="medium")
-    words = ["band: quartiles over rounds"] if frame["low"].notna().any() else []
+    words = ["band: quartiles"] if frame["low"].notna().any() else []
     if (frame["target"] != "").any():
         words += ["black: target", *(["orange: missed"] if not all(sized) else [])]
     figure.suptitle("; ".join([str(frame["benchmark"].iloc[0]), *words]), fontsize="medium")

@@ -29,7 +29,7 @@ def contraception(quick: bool) -> ARMED:
     Parameters
     ----------
     quick : bool
-        Every sixth woman only.
+        Every twelfth woman only.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def contraception(quick: bool) -> ARMED:
         Where the package of data sets is not installed.
     """
     frame = datasets.load("contraception")
-    return ARMED(FORMULA, frame.iloc[::6] if quick else frame, family="bernoulli")
+    return ARMED(FORMULA, frame.iloc[::12] if quick else frame, family="bernoulli")
 
 
 def timed_fit(model: ARMED, **options: Any) -> tuple[float, Any]:
@@ -71,7 +71,7 @@ def structured(quick: bool, seed: int) -> pd.DataFrame:
     Parameters
     ----------
     quick : bool
-        A sixth of the rows, one round, no Inductor.
+        A twelfth of the rows, one round, no Inductor.
     seed : int
         Seed of the first round; each round has its own, the same for all ways.
 
@@ -85,7 +85,7 @@ def structured(quick: bool, seed: int) -> pd.DataFrame:
     seconds: dict[str, list[float]] = {mode: [] for mode in ["off", *modes]}
     for mode in seconds:
         timed_fit(model, restarts=1, draws=20, compile=mode, seed=seed)
-    for number in range(1 if quick else 5):
+    for number in range(1 if quick else 3):
         for mode, found in seconds.items():
             found.append(
                 timed_fit(model, restarts=1, draws=50 if quick else 500, compile=mode, seed=seed + number)[0]
@@ -103,12 +103,12 @@ def structured(quick: bool, seed: int) -> pd.DataFrame:
 
 
 def nuts(quick: bool, seed: int) -> pd.DataFrame:
-    """The structured guide against NUTS on Contraception: time of four restarts or chains, and posterior sds.
+    """The structured guide against NUTS on Contraception: time of two restarts or chains, and sds.
 
     Parameters
     ----------
     quick : bool
-        A sixth of the rows, one short chain.
+        A twelfth of the rows, one short chain.
     seed : int
         Seed.
 
@@ -118,7 +118,7 @@ def nuts(quick: bool, seed: int) -> pd.DataFrame:
         See `run`.
     """
     model = contraception(quick)
-    size = {"restarts": 1, "draws": 50} if quick else {"restarts": 4, "draws": 500}
+    size = {"restarts": 1, "draws": 50} if quick else {"restarts": 2, "draws": 500}
     timed_fit(model, restarts=1, draws=20, seed=seed)  # imports and caches
     ours, mine = timed_fit(model, **size, seed=seed)
     theirs, reference = timed_fit(model, inference="nuts", warmup=50 if quick else 500, **size, seed=seed)
