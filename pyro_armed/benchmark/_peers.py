@@ -138,8 +138,8 @@ def gpboost(train: pd.DataFrame, test: pd.DataFrame, rounds: int = 100) -> PeerF
     PeerFit
     """
     gpb = import_module("gpboost")
-    predictors, groups = train[list(FIXED)], train[GROUP].to_numpy(str)
-    categories = {name: list(pd.unique(predictors[name])) for name in FIXED}
+    train, test = train.astype(dict.fromkeys(FIXED, str)), test.astype(dict.fromkeys(FIXED, str))
+    groups, categories = train[GROUP].to_numpy(str), {name: list(train[name].unique()) for name in FIXED}
     x, x_test = (
         np.column_stack([pd.Categorical(rows[name], categories[name]).codes for name in FIXED]).astype(float)
         for rows in (train, test)
