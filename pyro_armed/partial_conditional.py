@@ -108,7 +108,11 @@ class PartialConditional(GroupConditional):
 
 @torch.no_grad()
 def draw_free_effects(
-    chain: Chain, batch: Batch, free: Mapping[str, Tensor], generator: torch.Generator
+    chain: Chain,
+    batch: Batch,
+    free: Mapping[str, Tensor],
+    generator: torch.Generator,
+    within: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Draw the effects of some groups for each draw of a chain, given rows.
 
@@ -126,6 +130,8 @@ def draw_free_effects(
         Codes of the groups, by grouping factor; see `PartialConditional`.
     generator : torch.Generator
         Source of the draws.
+    within : mapping of str to Tensor, shape (C, K), optional
+        Effects within the network by name, the same for all draws; None: those of the average group.
 
     Returns
     -------
@@ -134,7 +140,7 @@ def draw_free_effects(
     """
     module = chain.module.eval()
     with local_parameters(), single_thread(batch):
-        conditional = PartialConditional(module, batch, module.hidden(batch), free)
+        conditional = PartialConditional(module, batch, module.hidden(batch, within), free)
         exact = has_gaussian_conditional(module)
         parts = []
         for values in chain.chunks(conditional.draws_at_once()):

@@ -102,7 +102,7 @@ def _statistics(posterior: xr.Dataset) -> tuple[list[float], list[float]]:
     import arviz as az
 
     distinct = distinct_correlations(posterior)
-    size = sum(int(np.prod(a.shape[2:])) for a in distinct.data_vars.values())
+    size = sum(a.isel(chain=0, draw=0).size for a in distinct.data_vars.values())
     unknown = [float("nan")] * size
     if distinct.sizes.get("draw", 0) < 4:
         return unknown, unknown

@@ -200,12 +200,56 @@ def test_kind_and_draws_are_passed_on(files, capsys):
     assert sd("--draws", "1") != sd()
 
 
+@pytest.fixture(scope="module")
+def spare(files):
+    """Rows of groups that training did not have, and of which there are enough for conformal intervals."""
+    frame = pa.simulate.mixed_model(20, 6, seed=8).frame.assign(group=lambda rows: "spare " + rows["group"])
+    frame.to_csv(files / "spare.csv", index=False)
+    return frame
+
+
+def test_conformal_intervals_and_what_was_done_for_new_groups_are_written(files, spare, capsys):
+    rows, how = pd.read_csv(files / "rows.csv").tail(2), ("--new-groups", "marginal", "--seed", 2)
+    rows.to_csv(files / "new.csv", index=False)
+    asked = ("--intervals", "conformal", "--calibration", files / "spare.csv", "--level", "0.8")
+    call = ("predict", files / "m.armed", files / "new.csv", *how, "--out", files / "intervals.csv")
+    assert run(capsys, *call, *asked)[0] == 0
+    expected = pa.load(files / "m.armed").predict(
+        rows, new_groups="marginal", intervals="conformal", calibration=spare, level=0.8, seed=2
+    )["predictions"]
+    table = pd.read_csv(files / "intervals.csv")
+    assert table["new_groups"].tolist() == ["marginal", "marginal"]
+    for name in ("lower", "upper"):
+        np.testing.assert_allclose(table[name], expected[name], rtol=1e-6)
+    widths = []
+    for level in ("0.5", "0.8"):
+        assert run(capsys, *call, "--intervals", "posterior", "--level", level)[0] == 0
+        table = pd.read_csv(files / "intervals.csv")
+        widths.append(table["upper"] - table["lower"])
+    assert (widths[0] < widths[1]).all()
+    assert "calibration=" in refused(capsys, files, *call, "--intervals", "conformal")
+
+
+def test_sets_of_levels_have_a_column_for_each():
+    members = np.array([[True, False], [True, True]])
+    dataset = xr.Dataset(
+        {
+            "y": (("chain", "draw", "__obs__"), np.full((1, 3, 2), 0.25)),
+            "in_set": (("__obs__", "y_dim"), members),
+        },
+        coords={"y_dim": ["no", "yes"]},
+    )
+    table = cli._predict.prediction_table({"predictions": dataset})
+    np.testing.assert_array_equal(table[["in_set[no]", "in_set[yes]"]], members)
+    assert (table["mean"] == 0.25).all()
+
+
 def test_levels_of_a_response_get_columns_of_their_own():
     values = np.random.default_rng(0).dirichlet(np.ones(3), (2, 5, 4))
     dataset = xr.Dataset(
         {"y": (("chain", "draw", "__obs__", "y_dim"), values)}, coords={"y_dim": ["a", "b", "c"]}
     )
-    table = cli._commands.prediction_table({"predictions": dataset})
+    table = cli._predict.prediction_table({"predictions": dataset})
     assert len(table) == 4
     np.testing.assert_allclose(table["mean[b]"], values[..., 1].mean((0, 1)))
     np.testing.assert_allclose(table["q95[c]"], np.quantile(values[..., 2].reshape(10, 4), 0.95, axis=0))
@@ -382,7 +426,7 @@ def test_interruption_is_told(capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli._commands, "load", interrupt)
+    monkeypatch.setattr(cli._fitted_models, "load", interrupt)
     monkeypatch.setattr(Path, "is_file", lambda _: True)
     code, out, err = run(capsys, "predict", "m.armed", "rows.csv", "--out", "o.csv")
     assert (code, out) == (130, "")
@@ -394,7 +438,7 @@ def test_warnings_are_one_line(files, capsys, monkeypatch):
         warnings.warn("two\nlines", pa.errors.ConvergenceWarning, stacklevel=1)
         raise pa.errors.DataError("the end")
 
-    monkeypatch.setattr(cli._commands, "load", warn)
+    monkeypatch.setattr(cli._fitted_models, "load", warn)
     shown = warnings.showwarning
     with warnings.catch_warnings():
         warnings.simplefilter("always")

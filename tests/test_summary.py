@@ -42,6 +42,14 @@ def test_summary_is_that_of_the_draws(fitted):
     assert "<td>" in summary._repr_html_()
 
 
+def test_one_restart_has_no_r_hat_but_all_else(fitted):
+    """Correlations come with their axes in another order."""
+    table = summarize(fitted.idata.isel(chain=[0]), fitted.spec).table
+    assert table.index.tolist() == fitted.summary().table.index.tolist()
+    assert table["r_hat"].isna().all()
+    assert table["ess"].notna().all()
+
+
 def test_summary_says_when_groups_are_few(fitted):
     spec = pa.ARMED("y ~ x + (1 + z | g) + (1 | h)", frame()).spec
     notes = summarize(fitted.idata, spec).notes

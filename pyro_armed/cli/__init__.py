@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Sequence
 
 from pyro_armed.cli._benchmark import add_benchmark
-from pyro_armed.cli._commands import add_evaluate, add_fit, add_predict
+from pyro_armed.cli._commands import add_evaluate, add_fit
 from pyro_armed.cli._demo import add_demo
+from pyro_armed.cli._predict import add_predict
 from pyro_armed.cli._text import HelpFormatter, say
 from pyro_armed.errors import ArmedError
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_armed.design import Encoded
 from pyro_armed.errors import ArgumentError
 from pyro_armed.new_groups._modes import Marginal, Mode, draw_marginal
+from pyro_armed.new_groups._within import fit_within
 from pyro_armed.partial_conditional import draw_free_effects
 from pyro_armed.posterior import Chain
 from pyro_armed.spec import ModelSpec
@@ -23,6 +24,8 @@ class Adapt(Mode):
 
     Network and global variables stay as training left them: with u the effects of a new group, the draws are
     of p(u | theta, support) for theta from p(theta | training). Groups without support get `Marginal`.
+    Effects within the network are drawn from the Gaussians that `fit_within` fits to the support, and u given
+    their means, as `fit` does for the groups of training.
 
     Parameters
     ----------
@@ -49,10 +52,10 @@ class Adapt(Mode):
     name = "adapt"
 
     def __init__(self, spec: ModelSpec, support: Encoded):
-        if not spec.blocks:
+        if not spec.effect_groups:
             raise ArgumentError("new_groups='adapt' needs group effects to adapt; this model has none.")
         self._support = support
-        self._sizes = {block.group: spec.group(block.group).size for block in spec.blocks}
+        self._sizes = {name: spec.group(name).size for name in spec.effect_groups}
         self._refuse_seen(spec)
 
     def _refuse_seen(self, spec: ModelSpec) -> None:
@@ -71,22 +74,30 @@ class Adapt(Mode):
 
     def effects(self, chain: Chain, encoded: Encoded, generator: torch.Generator) -> dict[str, Tensor]:
         """Effects given the support; see `Mode.effects`."""
-        supported, new = self._support.new_groups, encoded.new_groups
-        free = {
-            group: size + torch.arange(len(supported.get(group, ()))) for group, size in self._sizes.items()
-        }
+        spec, new = chain.module.spec, encoded.new_groups
         # First, so that a group's draws do not depend on which other groups are predicted.
-        adapted = draw_free_effects(chain, self._support.batch, free, generator)
+        adapted = self._adapted(chain, generator)
         made = draw_marginal(chain, {group: len(labels) for group, labels in new.items()}, generator)
-        for block in chain.module.spec.blocks:
-            here, there = _matches(new.get(block.group, []), supported.get(block.group, []))
-            for name in (block.effect_name(term) for term in block.terms) if here else ():
+        for group in self._sizes:
+            here, there = _matches(new.get(group, []), self._support.new_groups.get(group, []))
+            for name in spec.effect_names(group) if here else ():
                 made[name][:, here] = adapted[name][:, there]
-            # Those within the network are the average group's, as they were when the others adapted.
-            for layer in chain.module.spec.layers if here else ():
-                for name in layer.names if layer.group == block.group else ():
-                    made[name][:, here] = 0.0
         return made
+
+    def _adapted(self, chain: Chain, generator: torch.Generator) -> dict[str, Tensor]:
+        """Effects of the groups with support by name, (S, M, ...)."""
+        spec, batch = chain.module.spec, self._support.batch
+        counts = {group: len(self._support.new_groups.get(group, ())) for group in self._sizes}
+        within, means = {}, None
+        if any(counts[layer.group] for layer in spec.layers):
+            found = fit_within(chain, batch, counts, generator)
+            within, means = found.draw(chain.n_draws, generator), found.means
+        free = {
+            block.group: self._sizes[block.group] + torch.arange(counts[block.group]) for block in spec.blocks
+        }
+        if not any(map(len, free.values())):
+            return within
+        return within | draw_free_effects(chain, batch, free, generator, means)
 
     def received(self, encoded: Encoded) -> dict[str, list[str]]:
         """``"adapt"`` for groups with support, ``"marginal"`` for others."""
