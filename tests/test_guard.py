@@ -81,6 +81,7 @@ LAYERS = [
     "cross_validation",
     "adversary_choice",
     "plots",
+    "benchmark",
     "cli",
     "__init__",
     "__main__",

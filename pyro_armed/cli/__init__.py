@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from pyro_armed.cli._benchmark import add_benchmark
 from pyro_armed.cli._commands import add_evaluate, add_fit
 from pyro_armed.cli._demo import add_demo
 from pyro_armed.cli._predict import add_predict
@@ -34,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="pyro-armed", description=DESCRIPTION, epilog=EXAMPLE, formatter_class=HelpFormatter
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (add_demo, add_fit, add_predict, add_evaluate):
+    for add in (add_demo, add_fit, add_predict, add_evaluate, add_benchmark):
         add(commands)
     return parser
 
