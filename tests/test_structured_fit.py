@@ -190,7 +190,7 @@ def test_quadrature_improves_on_laplace_and_agrees_with_more_nodes():
         ("b ~ x + (1 | g)", "bernoulli", 9),
         ("b ~ x + (1 + z | g)", "bernoulli", 3),
         ("b ~ x + (1 + z + x | g)", "bernoulli", 32),
-        ("b ~ x + (1 | g) + (1 | h)", "bernoulli", 1),
+        ("b ~ x + (1 | g) + (1 | h)", "bernoulli", 15),
         ("b ~ x", "bernoulli", 1),
     ],
 )
