@@ -175,8 +175,11 @@ def _adversary(settings: Adversary, weight: float) -> Adversary | None:
 
 
 def _with(model: Any, adversary: Adversary | None) -> Callable[[pd.DataFrame], Any]:
-    """The specification with another adversary."""
-    return lambda rows: made_on(model, rows, adversary=adversary)
+    """The specification with another adversary, and no linear path that only "off" would have."""
+    changes: dict[str, Any] = {"adversary": adversary}
+    if "formula" in (getattr(model, "_arguments", None) or {}) and model._arguments["linear_path"] is None:
+        changes["linear_path"] = False
+    return lambda rows: made_on(model, rows, **changes)
 
 
 def _densities(fold: Fold, data: pd.DataFrame, grouped: Grouped, seed: int) -> pd.DataFrame:

@@ -67,6 +67,11 @@ class ARMED(FittedModel):
         Predictors to split into the group's mean and the deviation from it (Mundlak, 1978).
     namespace : mapping, optional
         Functions that the formula may use.
+    linear_path : bool, optional
+        Whether the predictors also enter linearly beside the network, with coefficients of their own. The
+        network is then a departure from the linear predictor, and a Gaussian prior on its weights lets it
+        vanish where the data show none; see `pyro_armed.weight_prior`. None: yes, unless there is an
+        adversary, which sees only what goes through the network.
     last_layer : {"bayesian", "point"}
         Whether the weights of the network's last layer have a posterior.
     fixed_effects_weight : float
@@ -107,6 +112,7 @@ class ARMED(FittedModel):
         missing: str = "error",
         within_between: Any = None,
         namespace: Mapping[str, Any] | None = None,
+        linear_path: bool | None = None,
         last_layer: str = "bayesian",
         fixed_effects_weight: float = 0.0,
     ):
@@ -129,6 +135,7 @@ class ARMED(FittedModel):
             "missing": missing,
             "within_between": within_between,
             "namespace": namespace,
+            "linear_path": linear_path,
             "last_layer": last_layer,
             "fixed_effects_weight": fixed_effects_weight,
         }
@@ -138,6 +145,7 @@ class ARMED(FittedModel):
             data,
             families.get(family, link),
             network=network is not None,
+            linear_path=_linear_path(linear_path, network, adversary),
             missing=missing,
             weights=weights,
             namespace=namespace,
@@ -597,3 +605,14 @@ def _within_network(effects: Any) -> Sequence[ScaleBias]:
             "are terms such as (1 | group)."
         )
     return effects
+
+
+def _linear_path(wanted: bool | None, network: Any, adversary: Adversary | None) -> bool:
+    """Whether columns enter linearly; None: not past an adversary, which would not see them there."""
+    if wanted is None:
+        return network is None or not isinstance(adversary, Adversary) or adversary.weight == 0
+    if not isinstance(wanted, bool):
+        raise ArgumentError(f"linear_path={wanted!r} must be True, False or None.")
+    if network is None:
+        raise ArgumentError("linear_path=... needs a network; leave it out.")
+    return wanted

@@ -237,13 +237,13 @@ class ArrayDesign:
     def _predictors(self, rows: Rows) -> list[Predictor]:
         ordinal = self.family.response == "ordinal"
         terms: tuple[Term, ...] = ()
+        inputs: tuple[Term, ...] = ()
         if self.columns:
             columns, labels = self._columns(rows), dict.fromkeys(self.columns, ())
-            terms = (
-                network_terms(columns, labels, self.standardize, _weights_of(rows))
-                if self.network
-                else linear_terms(columns, labels, True, _weights_of(rows))
-            )
+            if self.network:
+                inputs = network_terms(columns, labels, self.standardize, _weights_of(rows))
+            else:
+                terms = linear_terms(columns, labels, True, _weights_of(rows))
         blocks: dict[str, list[EffectBlock]] = {"mu": []}
         for effects, slopes in zip(self._effects, self._slopes, strict=True):
             blocks.setdefault(effects.parameter, []).append(self._block(effects, slopes, rows))
@@ -255,6 +255,7 @@ class ArrayDesign:
             network=self.network,
             features=self.network,
             offset="offset" in rows.others,
+            inputs=inputs,
         )
         return [
             mu,
@@ -287,7 +288,7 @@ class ArrayDesign:
         mu = self.spec.mu
         common = np.empty((rows.size, 0)) if rows.x is None else rows.x
         if self.columns:
-            common = standardised(mu.terms, self._columns(rows), rows.size)
+            common = standardised(mu.inputs or mu.terms, self._columns(rows), rows.size)
         slopes = {}
         for block, positions in zip(self.spec.blocks, self._slopes, strict=True):
             intercept = [np.ones((rows.size, 1))] * (block.terms[0].name == "1")

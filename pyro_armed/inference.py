@@ -396,7 +396,7 @@ def _structured(
         chain.quality[f"khat|{guide.conditional.groups[0]}"] = by_group
     converged = fit.converged and (trained is None or trained.result.converged)
     chain.quality |= {"khat": torch.tensor(globals_.khat), "converged": torch.tensor(float(converged))}
-    elbo = float(fit.elbo[-25:].mean()) * n_rows
+    elbo = float(fit.elbo[-25:].mean()) * n_rows + float(module.log_prior_of_weights().detach())
     whole: Any = guide
     if given is not module and within is not None:
         whole = JointGuide(guide, within.restricted(module.spec.network_sites))

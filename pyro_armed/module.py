@@ -26,7 +26,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_armed import networks
+from pyro_armed import networks, weight_prior
 from pyro_armed.batch import Batch
 from pyro_armed.errors import NotFittedError
 from pyro_armed.families import get_link
@@ -58,7 +58,8 @@ class MixedEffectsModule(LocalPyroModule):
     one, ``EFFECT_sigma``, ``GROUP_corr_cholesky``, ``EFFECT_offset`` (one per group, standard normal),
     ``scale[LAYER]|GROUP`` and ``bias[LAYER]|GROUP`` (effects within the network) and auxiliary parameters;
     everything else that the posterior reports is deterministic. Observed are the response and, where the
-    network gives one, ``reconstruction``.
+    network gives one, ``reconstruction``; the factor ``network_weights`` is the weights' prior beside a
+    linear path.
 
     Parameters
     ----------
@@ -150,6 +151,8 @@ class MixedEffectsModule(LocalPyroModule):
             hidden = self.passed(batch, values)
         elif hidden is None:
             hidden = self.hidden(batch, values)
+        if self.spec.mu.linear_path:
+            pyro.factor("network_weights", self.log_prior_of_weights())
         etas = {p.parameter: self.linear_predictor(p, values, batch, hidden) for p in self.spec.predictors}
         self._observe(etas, values, batch, hidden)
         return etas["mu"]
@@ -279,6 +282,14 @@ class MixedEffectsModule(LocalPyroModule):
                 distribution = input_distribution(likelihood, hidden, values)
                 pyro.sample(RECONSTRUCTION, distribution, obs=network_inputs(self.network, batch))
 
+    def log_prior_of_weights(self) -> Tensor:
+        """Log prior of the network's weights where it is a departure from a linear path, else 0; 0-dim."""
+        if self.network is None or not self.spec.mu.linear_path:
+            return torch.zeros((), dtype=self.priors.dtype, device=self.priors.device)
+        replaced = self.spec.mu.common_name(FEATURES) in self.priors
+        unused = {f"{self.output_layer}.weight"} if replaced else set()
+        return weight_prior.log_density(self.network, unused).to(self.priors.dtype)
+
     # --- pure functions of values ------------------------------------------------------------------------
 
     def report(self, values: Values) -> dict[str, Tensor]:
@@ -394,7 +405,7 @@ class MixedEffectsModule(LocalPyroModule):
             if predictor.common_name(FEATURES) not in self.priors:
                 spread = self.spec.response_scale
                 eta = eta + spread * (hidden[1] if outputs else hidden[1][..., 0])  # type: ignore[index]
-        elif predictor.terms:
+        if predictor.terms:
             eta = eta + rows_times(
                 batch.columns[predictor.parameter], self._standardised(predictor, values), outputs
             )
@@ -508,7 +519,7 @@ class MixedEffectsModule(LocalPyroModule):
         """What moves the intercept from the mean of the columns to their zero."""
         outputs = self._outputs(predictor.parameter)
         total: Any = 0.0
-        for term in () if predictor.network else predictor.terms:
+        for term in predictor.terms:
             if any(term.center):
                 total = total + self._rescale(predictor, term, values, term.center, outputs).sum(-1 - outputs)
         return total

@@ -159,7 +159,7 @@ class PriorTable(Mapping[str, Prior]):
             )
             name = predictor.common_name(INTERCEPT)
             self._add(name, dist.Normal(center, 2.5 * s), outputs, shift=center, unit=s)
-        for term in () if predictor.network else predictor.terms:
+        for term in predictor.terms:
             shape = ((term.size,) if term.is_vector else ()) + outputs
             scale = _shaped(term.scale, shape, len(outputs))
             self._add(

@@ -17,6 +17,7 @@ from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.posterior import Posterior
 from pyro_armed.spec import FEATURES, INTERCEPT, EffectBlock, Group, ModelSpec, Predictor, prefix
+from pyro_armed.weight_prior import VARIANCE
 
 __all__ = ["describe_model", "describe_prior", "render_graph"]
 
@@ -139,18 +140,17 @@ def _equations(module: MixedEffectsModule) -> list[str]:
 
 def _sum(module: MixedEffectsModule, predictor: Predictor) -> str:
     parts = [predictor.common_name(INTERCEPT)] if predictor.intercept else []
-    columns = ", ".join(term.name for term in predictor.terms)
+    for term in predictor.terms:
+        name = f"beta[{predictor.common_name(term.name)}]"
+        parts.append(f"{name}{_transposed(term.is_vector)} {term.name}_i")
+    bayesian = predictor.common_name(FEATURES) in module.priors
     if predictor.network:
-        inside = columns if len(predictor.terms) <= _MOST else f"{len(predictor.terms)} inputs"
+        columns = ", ".join(term.name for term in predictor.inputs)
+        inside = columns if len(predictor.inputs) <= _MOST else f"{len(predictor.inputs)} inputs"
         inside = inside or "x_i"
-        bayesian = predictor.common_name(FEATURES) in module.priors
         parts.append(f"beta[features]' phi({inside})" if bayesian else f"f({inside})")
-    else:
-        for term in predictor.terms:
-            name = f"beta[{predictor.common_name(term.name)}]"
-            parts.append(f"{name}{_transposed(term.is_vector)} {term.name}_i")
-        if predictor.common_name(FEATURES) in module.priors:
-            parts.append(f"beta[{predictor.common_name(FEATURES)}]' phi_i")
+    elif bayesian:
+        parts.append(f"beta[{predictor.common_name(FEATURES)}]' phi_i")
     if predictor.offset:
         parts.append("offset_i")
     parts += [_contribution(block) for block in predictor.blocks]
@@ -210,6 +210,11 @@ def _network(module: MixedEffectsModule) -> list[str]:
             f"features phi: {where}"
             + (", whose weights have a posterior here" if bayesian else ", whose weights are point estimates")
         )
+    if module.spec.mu.linear_path:
+        lines.append(
+            "a departure from the linear path: weights at the mode under "
+            f"Normal(0, sqrt({VARIANCE:g} / inputs of the layer))"
+        )
     return lines
 
 
@@ -225,7 +230,7 @@ def _priors(module: MixedEffectsModule) -> list[str]:
     priors = module.priors.describe()
     width = max(map(len, priors), default=0)
     lines = [f"{name:<{width}}  ~ {describe_prior(prior)}" for name, prior in priors.items()]
-    centred = any(p.intercept and p.terms and not p.network for p in module.spec.predictors)
+    centred = any(p.intercept and p.terms for p in module.spec.predictors)
     return [*lines, "(intercepts: at the mean of the predictors)"] if centred else lines
 
 

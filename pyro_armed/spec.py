@@ -115,7 +115,7 @@ class Predictor:
     intercept : bool
         Whether it has an intercept.
     terms : tuple of Term
-        Common effects. Where ``network`` is true they are the network's inputs instead.
+        Common effects. Beside a network they are its linear path, if it has one.
     blocks : tuple of EffectBlock
         Group-specific effects.
     network : bool
@@ -124,6 +124,8 @@ class Predictor:
         Whether the last hidden activations enter with coefficients of their own.
     offset : bool
         Whether known values are added.
+    inputs : tuple of Term
+        The network's inputs, where they are columns.
     """
 
     parameter: str
@@ -133,6 +135,12 @@ class Predictor:
     network: bool = False
     features: bool = False
     offset: bool = False
+    inputs: tuple[Term, ...] = ()
+
+    @property
+    def linear_path(self) -> bool:
+        """Whether columns enter linearly beside the network, which is a departure from them."""
+        return self.network and bool(self.terms)
 
     def common_name(self, name: str) -> str:
         """Name of a common effect in the posterior: ``"sigma_x"`` for a term of sigma's predictor."""
@@ -357,7 +365,8 @@ class ModelSpec:
         predictors = []
         for p in config["predictors"]:
             blocks = tuple(EffectBlock(**{**b, "terms": tuple(map(_term, b["terms"]))}) for b in p["blocks"])
-            predictors.append(Predictor(**{**p, "terms": tuple(map(_term, p["terms"])), "blocks": blocks}))
+            terms = {name: tuple(map(_term, p[name])) for name in ("terms", "inputs")}
+            predictors.append(Predictor(**{**p, **terms, "blocks": blocks}))
         groups = tuple(Group(g["name"], tuple(g["labels"]), tuple(g["counts"])) for g in config["groups"])
         rebuilt = config.get("reconstruction")
         return cls(

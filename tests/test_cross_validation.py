@@ -407,3 +407,35 @@ def test_coverage_of_cross_conformal_intervals():
     se = np.std(covered) / math.sqrt(6)
     print(np.round(covered, 3), np.mean(covered).round(3), se.round(3))
     assert 0.9 - 3 * se < np.mean(covered) < 0.9 + 2 / 20 + 3 * se
+
+
+# --- several specifications --------------------------------------------------------------------------------
+
+
+def test_models_are_compared_row_by_row_on_the_same_folds(frame, both):
+    models = {"null": pa.ARMED("y ~ 1 + (1 | group)", frame), "x1": pa.ARMED(FORMULA, frame)}
+    table = pa.cross_validation.compare(models, frame, folds=3, seed=2, **QUIET)
+    assert table.columns.tolist() == ["split", "model", "nlpd", "se", "worse", "worse_se"]
+    assert table["split"].tolist() == ["new", "new", "seen", "seen"]
+    null = pa.cross_predict(models["null"], frame, by="both", folds=3, seed=2, **QUIET)
+    for split, part in table.groupby("split"):
+        rows = {"x1": both[both["split"] == split], "null": null[null["split"] == split]}
+        assert part["nlpd"].is_monotonic_increasing
+        best = part["model"].iloc[0]
+        for line in part.itertuples():
+            gap = rows[line.model]["nlpd"] - rows[best]["nlpd"]
+            assert line.nlpd == pytest.approx(rows[line.model]["nlpd"].mean(), rel=1e-10)
+            assert line.worse == pytest.approx(gap.mean(), abs=1e-10)
+            codes = pd.factorize(rows["x1"]["group"])[0]
+            expected = metrics.mean_score(gap.to_numpy(), None, codes).se
+            assert line.worse_se >= expected - 1e-12
+    assert table.attrs["best"] == table.groupby("model")["nlpd"].sum().idxmin()
+
+
+def test_what_cannot_be_compared(frame):
+    with pytest.raises(ArgumentError, match="must be a mapping"):
+        pa.cross_validation.compare([pa.ARMED(FORMULA, frame)], frame)
+    other = pa.ARMED("b ~ x1 + (1 | group)", frame, family="bernoulli")
+    models = {"y": pa.ARMED(FORMULA, frame), "b": other}
+    with pytest.raises(ArgumentError, match=r"models\['b'\] has another response"):
+        pa.cross_validation.compare(models, frame, by="row", folds=2, **QUIET)

@@ -114,7 +114,9 @@ def test_any_frame_builds_or_is_refused(
     parts = dict(zip("yxzgh", map(quote, names), strict=True))
     formula = f"{left} ~ {right}".format(**parts)
     try:
-        design = FormulaDesign([formula], frame, families.get(family), missing=missing, network=network)
+        design = FormulaDesign(
+            [formula], frame, families.get(family), missing=missing, network=network, linear_path=network
+        )
         encoded = design.encode(frame.iloc[design.training.index], response=True)
     except ArmedError as error:
         assert len(str(error)) > 20  # noqa: PT017

@@ -294,6 +294,31 @@ def test_calibration_of_numbers_counts_what_is_covered(fitted):
     assert ((held_out["coverage"] - held_out["probability"]).abs() < 0.12).all()
 
 
+def test_calibration_error_of_new_groups_beside_that_of_a_right_model():
+    fixed = {"Intercept": 0.0, "x": 0.5, "1|g_sigma": 1.5}
+    model = made("b ~ x + (1 | g)", "bernoulli", fixed=fixed, draws=400)
+    center = frame()["x"].mean()  # where the intercept holds
+    rng = np.random.default_rng(0)
+    found, alone = [], []
+    for seed in range(25):
+        group = np.repeat(np.arange(20), 20)
+        x = rng.normal(size=20)[group]
+        eta = 0.5 * (x - center) + rng.normal(scale=1.5, size=20)[group]
+        data = frame(100).assign(x=x, g=[f"new {k}" for k in group])
+        data["b"] = (rng.uniform(size=400) < 1 / (1 + np.exp(-eta))).astype(int)
+        table = diagnostics.calibration(model, data, new_groups="marginal", seed=seed)
+        found.append(table.attrs["p"])
+        share = table["rows"] / 400
+        tosses = rng.binomial(table["rows"], table["predicted"], (200, len(table))) / table["rows"].to_numpy()
+        errors = np.abs(tosses - table["predicted"].to_numpy()) @ share
+        alone.append(np.mean(errors >= table.attrs["ece"]))
+        assert table.attrs["ece"] == pytest.approx(share @ (table["observed"] - table["predicted"]).abs())
+    assert np.mean(np.array(found) < 0.05) <= 0.16
+    assert 0.3 < np.mean(found) < 0.7
+    # Independent rows would blame most of these right models.
+    assert np.mean(np.array(alone) < 0.05) > 0.3
+
+
 def test_reliability_of_a_binary_response():
     data = pd.concat([frame(seed=s) for s in range(20)], ignore_index=True)
     model = made("b ~ 1", "bernoulli", fixed={"Intercept": 0.0}, data=data)
@@ -302,6 +327,11 @@ def test_reliability_of_a_binary_response():
     assert table.loc[0, ["predicted", "observed"]].tolist() == [0.5, 0.5]
     low, high = stats.beta(200.5, 200.5).ppf([0.05, 0.95])
     assert table.loc[0, ["q5", "q95"]].tolist() == pytest.approx([low, high])
+    # Every draw has probability one half: the band is that of 400 tosses.
+    band = stats.binom(400, 0.5).ppf([0.05, 0.95]) / 400
+    assert table.loc[0, ["calibrated_q5", "calibrated_q95"]].tolist() == pytest.approx(band, abs=0.012)
+    assert table.attrs["ece"] == 0.0
+    assert table.attrs["p"] == 1.0
     wide = diagnostics.calibration(made("b ~ x", "bernoulli", data=data), bins=4)
     assert wide["rows"].tolist() == [100] * 4
     assert wide["predicted"].is_monotonic_increasing

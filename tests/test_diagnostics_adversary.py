@@ -18,13 +18,14 @@ def data():
     return pa.simulate.confounded_spirals(4, 50, seed=0).frame
 
 
-def model_of(data, formula=FORMULA, **settings):
+def model_of(data, formula=FORMULA, linear_path=None, **settings):
     return pa.ARMED(
         formula,
         data,
         family="bernoulli",
         network=pa.networks.MLP(hidden=(6, 4)),
         adversary=pa.Adversary(**settings) if settings else None,
+        linear_path=linear_path,
     )
 
 
@@ -73,7 +74,7 @@ def test_accuracy_and_chance_are_in_the_exported_object(data):
 def test_a_group_that_nothing_hides_is_named_with_accuracy_near_one(data):
     centres = dict(zip(sorted(data["group"].unique()), [-6.0, -2.0, 2.0, 6.0], strict=True))
     told = data.assign(probe1=data["group"].map(centres))
-    model = fitted(told, epochs=150, weight=0.0, learning_rate=0.1, layers="layers.0")
+    model = fitted(told, epochs=150, weight=0.0, learning_rate=0.1, layers="layers.0", linear_path=False)
     (row,) = adversary(model).itertuples()
     assert row.verdict == "near one"
     assert row.final > 0.95

@@ -34,6 +34,7 @@ LAYERS = [
     "arrays",
     "new_rows",
     "networks",
+    "weight_prior",
     "adversary",
     "local",
     "passes",

@@ -274,7 +274,7 @@ def _refuse_clashes(spec: ModelSpec) -> None:
         if name not in {predictor.parameter for predictor in spec.predictors}:
             claim(name, f"the family's parameter {name}")
     for predictor in spec.predictors:
-        names = [] if predictor.network else [term.name for term in predictor.terms]
+        names = [term.name for term in predictor.terms]
         names += ["Intercept"] * predictor.intercept + ["features"] * predictor.features
         for name in names:
             claim(predictor.common_name(name), f"the effect {predictor.common_name(name)}", "_raw")

@@ -34,7 +34,7 @@ from pyro_armed.families import Family, Response
 from pyro_armed.formula import FEATURES, quote
 from pyro_armed.groups import GroupIndex
 from pyro_armed.predictors import PredictorColumns
-from pyro_armed.spec import EffectBlock, ModelSpec, Predictor, with_layers
+from pyro_armed.spec import EffectBlock, ModelSpec, Predictor, Term, with_layers
 from pyro_armed.terms import CommonTerms, unsafe_calls
 from pyro_armed.within_between import WithinBetween
 
@@ -97,6 +97,7 @@ class FormulaDesign:
         family: Family,
         *,
         network: bool = False,
+        linear_path: bool = False,
         missing: str = "error",
         weights: str | None = None,
         namespace: Mapping[str, Any] | None = None,
@@ -104,7 +105,7 @@ class FormulaDesign:
         layers: Sequence[ScaleBias] = (),
         dtype: torch.dtype = torch.float64,
     ):
-        self.network, self.dtype = network, dtype
+        self.network, self.linear_path, self.dtype = network, linear_path, dtype
         self._prepare(formulas, family, missing, weights, namespace, within_between)
         if self._columns.wants_features and FEATURES in getattr(frame, "columns", ()):
             raise FormulaError(
@@ -239,11 +240,9 @@ class FormulaDesign:
             ordinal = parameter == "mu" and self.family.response == "ordinal"
             centered = common.intercept or network or ordinal
             columns, _ = values.common[parameter]
-            terms = (
-                network_terms(columns, common.labels, weights=weights)
-                if network
-                else linear_terms(columns, common.labels, centered, weights)
-            )
+            terms: tuple[Term, ...] = ()
+            if self.linear_path or not network:
+                terms = linear_terms(columns, common.labels, centered, weights, skip=network)
             predictors.append(
                 Predictor(
                     parameter,
@@ -253,6 +252,7 @@ class FormulaDesign:
                     network=network,
                     features=parsed.features or network,
                     offset=common.has_offset,
+                    inputs=network_terms(columns, common.labels, weights=weights) if network else (),
                 )
             )
         return model_spec(self.family, response, predictors, self._groups, weights=weights)
@@ -270,11 +270,12 @@ class FormulaDesign:
         columns, offsets, inputs = {}, {}, None
         for predictor in self.spec.predictors:
             terms, offset = values.common[predictor.parameter]
-            matrix = self._tensor(standardised(predictor.terms, terms, values.n_rows))
             if predictor.network:
-                inputs = matrix
-            elif predictor.terms:
-                columns[predictor.parameter] = matrix
+                inputs = self._tensor(standardised(predictor.inputs, terms, values.n_rows))
+            if predictor.terms:
+                columns[predictor.parameter] = self._tensor(
+                    standardised(predictor.terms, terms, values.n_rows)
+                )
             if predictor.offset:
                 offsets[predictor.parameter] = self._tensor(offset)
         slopes = {}
@@ -313,6 +314,7 @@ class FormulaDesign:
         return {
             "formulas": self.formulas,
             "network": self.network,
+            "linear_path": self.linear_path,
             "missing": self.missing,
             "weights": self.weights,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -363,7 +365,8 @@ class FormulaDesign:
         self, config: dict[str, Any], family: Family | None, namespace: Mapping[str, Any] | None
     ) -> None:
         self.spec = spec_from_config(config["spec"], family)
-        self.network, self.dtype = config["network"], getattr(torch, config["dtype"])
+        self.network, self.linear_path = config["network"], config["linear_path"]
+        self.dtype = getattr(torch, config["dtype"])
         split = config["within_between"]
         self._prepare(
             config["formulas"],

@@ -41,7 +41,11 @@ def _useless(columns: np.ndarray, constant: np.ndarray, intercept: bool) -> np.n
 
 
 def linear_terms(
-    values: Columns, labels: Labels, centered: bool, weights: np.ndarray | None = None
+    values: Columns,
+    labels: Labels,
+    centered: bool,
+    weights: np.ndarray | None = None,
+    skip: bool = False,
 ) -> tuple[Term, ...]:
     """Terms of a linear predictor.
 
@@ -55,6 +59,8 @@ def linear_terms(
         Whether an intercept (or thresholds) takes up the columns' means.
     weights : numpy.ndarray, shape (N,), optional
         Row weights: a row of weight 2 counts twice in means and sds too.
+    skip : bool
+        Whether to leave out terms with constant columns, which a network takes, rather than refuse them.
 
     Returns
     -------
@@ -70,6 +76,8 @@ def linear_terms(
         center, scale, constant = _moments(name, columns, weights)
         useless = _useless(columns, constant, centered)
         if useless.any():
+            if skip:
+                continue
             label = f"{name}[{labels[name][int(useless.argmax())]}]" if labels[name] else name
             raise DataError(
                 f"The predictor '{label}' has the same value in every row; leave it out of the formula."

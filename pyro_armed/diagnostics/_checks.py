@@ -28,6 +28,7 @@ _STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "zeros": lambda y: (y == 0).mean(axis=-1),
 }
 _ELEMENTS = 50_000_000
+_REPLICATES = 400
 _PROBABILITIES = (0.5, 0.8, 0.9, 0.95)
 
 
@@ -143,7 +144,10 @@ def calibration(
     pandas.DataFrame
         For a binary response a reliability table: ``bin``, ``rows``, mean ``predicted`` probability,
         ``observed`` frequency and its 90 % Jeffreys interval ``q5``, ``q95``, each row counting once; for
-        categorical and ordinal ones the same for each ``level`` against all others. For numbers
+        categorical and ordinal ones the same for each ``level`` against all others. A binary table also has
+        ``calibrated_q5`` and ``calibrated_q95``, between which the frequency would be were the model right,
+        and in its ``attrs`` the expected calibration error ``ece``, its value ``ece_q95`` that a right model
+        exceeds once in twenty times, and ``p``, how often it would have as large a one. For numbers
         ``probability``, ``coverage`` and its standard error ``se``, which allows for groups (see
         `ARMED.evaluate`); a binomial response is scored as a count.
 
@@ -151,6 +155,12 @@ def calibration(
     ------
     ArgumentError
         For bins or probabilities that cannot be used, and for a loaded model without data.
+
+    Notes
+    -----
+    What a right model would show is found by a parametric bootstrap from the joint predictive distribution:
+    rows of a group share its effect, and all rows the parameters. With independent rows the band is too
+    narrow, and calibrated models would be blamed.
 
     Examples
     --------
@@ -190,7 +200,9 @@ def calibration(
         return pd.DataFrame(rows, columns=["probability", "coverage", "se"])
     mean = values.mean(axis=0)
     if family.response == "binary":
-        return _reliability(mean, observed, bins)
+        count = min(draws, -(-_REPLICATES // len(posterior.chains)))
+        drawn = predict_draws(posterior, encoded, new_groups, kind="response", seed=seed, draws=count)
+        return _beside_calibrated(mean, observed, drawn.flatten(0, 1).cpu().numpy(), bins)
     tables = [
         _reliability(mean[:, k], (observed == k).astype(float), bins).assign(level=level)
         for k, level in enumerate(model.spec.levels)
@@ -198,10 +210,31 @@ def calibration(
     return pd.concat(tables, ignore_index=True)[["level", *tables[0].columns.drop("level")]]
 
 
+def _bins(predicted: np.ndarray, bins: int) -> np.ndarray:
+    rank = stats.rankdata(predicted, method="average") - 0.5
+    return np.minimum((rank / len(predicted) * bins).astype(int), bins - 1)
+
+
+def _beside_calibrated(
+    predicted: np.ndarray, observed: np.ndarray, drawn: np.ndarray, bins: int
+) -> pd.DataFrame:
+    """A reliability table with what it would be for responses (S, N) drawn from the model."""
+    table, which = _reliability(predicted, observed, bins), _bins(predicted, bins)
+    frequency = np.stack([drawn[:, which == place].mean(axis=1) for place in table["bin"]], axis=1)
+    low, high = np.quantile(frequency, [0.05, 0.95], axis=0)
+    share = table["rows"].to_numpy() / len(predicted)
+    errors = np.abs(frequency - table["predicted"].to_numpy()) @ share
+    error = float(np.abs(table["observed"] - table["predicted"]) @ share)
+    table = table.assign(calibrated_q5=low, calibrated_q95=high)
+    # The model's own responses and those observed are alike if it is right: both count.
+    p = (1 + np.count_nonzero(errors >= error)) / (1 + len(errors))
+    table.attrs |= {"ece": error, "ece_q95": float(np.quantile(errors, 0.95)), "p": float(p)}
+    return table
+
+
 def _reliability(predicted: np.ndarray, observed: np.ndarray, bins: int) -> pd.DataFrame:
     """A reliability table; equal probabilities stay in one bin."""
-    rank = stats.rankdata(predicted, method="average") - 0.5
-    which = np.minimum((rank / len(predicted) * bins).astype(int), bins - 1)
+    which = _bins(predicted, bins)
     table = pd.DataFrame({"bin": which, "predicted": predicted, "observed": observed})
     table = table.groupby("bin").agg(
         rows=("observed", "size"), predicted=("predicted", "mean"), observed=("observed", "mean")

@@ -19,7 +19,7 @@ from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.posterior import Chain, with_row_axis
 from pyro_armed.seeds import generator_for
-from pyro_armed.spec import FEATURES, EffectBlock, Predictor
+from pyro_armed.spec import FEATURES, EffectBlock, Predictor, Term
 
 __all__ = ["Importance", "importance"]
 
@@ -183,9 +183,14 @@ def _column_sds(batch: Batch, mu: Predictor) -> Tensor:
     return columns.double().std(0, unbiased=False)
 
 
+def _inputs(mu: Predictor) -> tuple[Term, ...]:
+    """The terms whose columns the gradient is taken by."""
+    return mu.inputs if mu.network else mu.terms
+
+
 def _column_names(mu: Predictor, scale: Tensor) -> list[str] | None:
     names = [
-        f"{t.name}[{label}]" if t.is_vector else t.name for t in mu.terms for label in (t.labels or ("",))
+        f"{t.name}[{label}]" if t.is_vector else t.name for t in _inputs(mu) for label in (t.labels or ("",))
     ]
     if len(names) == scale.numel():
         return names
@@ -259,18 +264,33 @@ def _fixed_gradients(
     mu = module.spec.mu
     draws = len(next(iter(values.values())))
     total: Any = 0.0
+    if mu.terms:
+        total = _linear_gradients(module, values, scale)
     if jacobians is None:
-        coefficients = torch.cat([_columns_of(values[t.name], t, module) for t in mu.terms], dim=1)
-        units = torch.tensor([s for term in mu.terms for s in term.scale], dtype=torch.float64)
-        return (coefficients * (units * scale)[:, None]).abs().mean(-1)[:, None]
+        return total.abs().mean(2)
     if jacobians.output is not None:
-        total = jacobians.output.expand(draws, *jacobians.output.shape)
+        total = total + jacobians.output.expand(draws, *jacobians.output.shape)
     name = mu.common_name(FEATURES)
     if name in module.priors:
         beta = values[name].double()
         beta = beta if module.spec.n_predictors > 1 else beta[..., None]
         total = total + torch.einsum("sfr,bfk->sbrk", beta, jacobians.features)
     return total.abs().mean(2)
+
+
+def _linear_gradients(module: MixedEffectsModule, values: dict[str, Tensor], scale: Tensor) -> Tensor:
+    """Coefficients of the columns times their sds, shape (S, 1, R, K); zero for terms that have none."""
+    mu = module.spec.mu
+    used = {term.name for term in mu.terms}
+    draws, outcomes = len(next(iter(values.values()))), module.spec.n_predictors
+    parts = [
+        _columns_of(values[t.name], t, module)
+        if t.name in used
+        else torch.zeros(draws, t.size, outcomes, dtype=torch.float64)
+        for t in _inputs(mu)
+    ]
+    units = torch.tensor([s for term in _inputs(mu) for s in term.scale], dtype=torch.float64)
+    return (torch.cat(parts, dim=1) * (units * scale)[:, None]).mT[:, None]
 
 
 def _columns_of(value: Tensor, term: Any, module: MixedEffectsModule) -> Tensor:
@@ -316,7 +336,7 @@ def _slopes_by_column(
     outcomes = module.spec.n_predictors
     slopes = torch.zeros(*first.shape[:2], scale.numel(), outcomes, dtype=torch.float64)
     features = None
-    units = [s for term in mu.terms for s in term.scale]
+    units = [s for term in _inputs(mu) for s in term.scale]
     for block in blocks:
         for term in block.terms:
             effect = values[block.effect_name(term)].double()
@@ -333,7 +353,7 @@ def _slopes_by_column(
 def _shared_columns(mu: Predictor, block: EffectBlock, term: Any) -> list[tuple[int, int]]:
     """Columns of a group effect's term that are inputs too: their number in the term and among the inputs."""
     shared, start = [], 0
-    for common in mu.terms:
+    for common in _inputs(mu):
         for column in range(common.size):
             if common.name == term.name and (
                 not term.is_vector or common.labels[column : column + 1] == term.labels[column : column + 1]
