@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 
 from pyro_armed import benchmark
-from pyro_armed.cli._tables import write_table, write_whole
+from pyro_armed.cli._tables import write_table
 from pyro_armed.cli._text import HelpFormatter, say, table_text
 from pyro_armed.errors import DataError
+from pyro_armed.files import write_whole
 from pyro_armed.plots import new_figure
 
 __all__ = ["add_benchmark"]

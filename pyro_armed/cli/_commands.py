@@ -17,11 +17,10 @@ from pyro_armed.cli._tables import (
     SUFFIXES,
     check_writable,
     read_table,
-    write_netcdf,
     write_table,
-    write_whole,
 )
 from pyro_armed.cli._text import say, table_text
+from pyro_armed.files import write_netcdf, write_whole
 
 MODEL, NETCDF = (".armed",), (".nc",)
 
