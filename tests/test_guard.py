@@ -23,6 +23,7 @@ LAYERS = [
     "effects",
     "formula",
     "frames",
+    "parquet",
     "groups",
     "within_between",
     "batch",
