@@ -29,7 +29,7 @@ from pyro_armed.structured import JointGuide, StructuredGuide
 from pyro_armed.structured_fit import correct_globals, draw_effects, fit_structured
 from pyro_armed.training import TrainingResult, TrainingSettings, no_validation, single_thread, train_restarts
 
-__all__ = ["InferenceResult", "InferenceSettings", "infer"]
+__all__ = ["InferenceResult", "InferenceSettings", "assembled", "infer"]
 
 INFERENCES = ("svi", "nuts")
 GUIDES = ("structured", "mean_field")
@@ -173,13 +173,33 @@ def infer(ingredients: Ingredients, settings: InferenceSettings) -> InferenceRes
     if settings.inference == "nuts":
         return _nuts(ingredients, settings)
     with single_thread(ingredients.data), local_parameters(), no_validation():
-        fitted = _restarts(ingredients, settings)
+        return assembled(ingredients, settings, _restarts(ingredients, settings))
+
+
+def assembled(
+    ingredients: Ingredients, settings: InferenceSettings, fitted: Sequence[FittedChain]
+) -> InferenceResult:
+    """The posterior of some restarts, and what is to be said of it.
+
+    Parameters
+    ----------
+    ingredients : Ingredients
+        Model and data.
+    settings : InferenceSettings
+        How they were fitted.
+    fitted : sequence of FittedChain
+        One for each restart.
+
+    Returns
+    -------
+    InferenceResult
+    """
     best = max(fitted, key=lambda one: one.elbo if math.isfinite(one.elbo) else -math.inf)
     attributes = {
         "inference": "svi",
         "guide": settings.guide,
         "seed": settings.seed,
-        "restarts": settings.restarts,
+        "restarts": len(fitted),
         "early_stopping": settings.early_stopping,
         "network": ingredients.plan is not None,
         "elbo": best.elbo,
@@ -191,7 +211,7 @@ def infer(ingredients: Ingredients, settings: InferenceSettings) -> InferenceRes
     return InferenceResult(posterior, best.chain.module, best.guide)
 
 
-def _worst_khat(fitted: list[FittedChain]) -> dict[str, float]:
+def _worst_khat(fitted: Sequence[FittedChain]) -> dict[str, float]:
     known = [one.khat for one in fitted if one.khat is not None]
     return {"khat": max(known)} if known else {}
 

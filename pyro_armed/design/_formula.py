@@ -186,6 +186,10 @@ class FormulaDesign:
             encoded = replace(encoded, batch=replace(encoded.batch, trials=self._tensor(trials)))
         return encoded
 
+    def group_index(self, name: str) -> GroupIndex:
+        """The groups of a grouping factor; KeyError if there is none."""
+        return self._groups[name]
+
     def with_groups(self, groups: Mapping[str, GroupIndex]) -> FormulaDesign:
         """The same design for some of the groups; labels of the others are new to it.
 
