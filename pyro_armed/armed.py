@@ -16,6 +16,7 @@ from torch.distributions import Distribution
 from pyro_armed import families, files
 from pyro_armed.adversary import Adversary
 from pyro_armed.arrays import ArrayDesign
+from pyro_armed.batch import Batch
 from pyro_armed.building import LAST_LAYERS, NetworkPlan, build_adversary, build_module
 from pyro_armed.design import Encoded, FormulaDesign, StreamedDesign
 from pyro_armed.diagnostics._adversary import record_adversary
@@ -398,16 +399,16 @@ class ARMED(FittedModel):
         )
         if log_likelihood != "auto" and not isinstance(log_likelihood, bool):
             raise ArgumentError(f"log_likelihood={log_likelihood!r} must be True, False or 'auto'.")
-        ingredients = self._ingredients(rows)
+        ingredients = self._ingredients(rows.batch)
         if isinstance(self._design, StreamedDesign):
             result = infer_streamed(ingredients, settings, self._design)
         else:
             result = infer(ingredients, settings)
         return self._adopt(result, rows, seed, log_likelihood)
 
-    def _ingredients(self, rows: Encoded) -> Ingredients:
+    def _ingredients(self, rows: Batch) -> Ingredients:
         return Ingredients(
-            self.spec, self._user_priors, self._plan, rows.batch, self.adversary, self.fixed_effects_weight
+            self.spec, self._user_priors, self._plan, rows, self.adversary, self.fixed_effects_weight
         )
 
     def _adopt(

@@ -1,4 +1,4 @@
-"""Effects of groups by the million: drawn from the guide for the groups that are asked for, never all at once."""
+"""Effects of groups by the million: drawn for the groups that are asked for, never all at once."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ class EffectTables:
             seed,
         )
 
-    def draw(self, module: MixedEffectsModule, values: Mapping[str, Tensor], codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def draw(
+        self, module: MixedEffectsModule, values: Mapping[str, Tensor], codes: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Effects of some groups.
 
         Parameters

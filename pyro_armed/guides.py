@@ -77,7 +77,9 @@ def latent_sites(module: MixedEffectsModule, batch: Batch) -> list[LatentSite]:
     large = [group.name for group in module.spec.groups if group.size > _LARGE]
     sizes = {group.name: group.size for group in module.spec.groups}
     whole = Batch(
-        size=batch.size, n_rows=batch.n_rows, present={name: torch.zeros(1, dtype=torch.long) for name in large}
+        size=batch.size,
+        n_rows=batch.n_rows,
+        present={name: torch.zeros(1, dtype=torch.long) for name in large},
     )
     with seeded(0), torch.no_grad():
         traces: list[Any] = [

@@ -29,7 +29,7 @@ from pyro_armed.structured import JointGuide, StructuredGuide
 from pyro_armed.structured_fit import correct_globals, draw_effects, fit_structured
 from pyro_armed.training import TrainingResult, TrainingSettings, no_validation, single_thread, train_restarts
 
-__all__ = ["InferenceResult", "InferenceSettings", "assembled", "infer"]
+__all__ = ["InferenceResult", "InferenceSettings", "assembled", "infer", "mean_field_chain"]
 
 INFERENCES = ("svi", "nuts")
 GUIDES = ("structured", "mean_field")
@@ -308,7 +308,7 @@ def _restarts(ingredients: Ingredients, settings: InferenceSettings) -> list[Fit
         trained = _train_mean_field(ingredients, settings, modules, seeds, label)
     if settings.guide == "mean_field":
         own = zip(modules, seeds, trained, strict=True)
-        return [_mean_field(ingredients, settings, *one) for one in own]
+        return [mean_field_chain(ingredients, settings, *one) for one in own]
     fitted = []
     for restart, (module, seed) in enumerate(zip(modules, seeds, strict=True)):
         label = f"posterior {restart + 1}/{settings.restarts}"
@@ -363,13 +363,32 @@ def _train_mean_field(
     return [Trained(one.guide, result, one.adversary) for one, result in pairs]  # type: ignore[arg-type]
 
 
-def _mean_field(
+def mean_field_chain(
     ingredients: Ingredients,
     settings: InferenceSettings,
     module: MixedEffectsModule,
     seed: int,
     trained: Trained,
 ) -> FittedChain:
+    """Draws of a trained mean-field guide.
+
+    Parameters
+    ----------
+    ingredients : Ingredients
+        Model and data.
+    settings : InferenceSettings
+        Number of draws.
+    module : MixedEffectsModule
+        The restart's model.
+    seed : int
+        Seed of the draws.
+    trained : Trained
+        Its guide, and the course of training.
+
+    Returns
+    -------
+    FittedChain
+    """
     guide, result = trained.guide, trained.result
     weighed = not module.spec.network_sites
     chain = draw_chain(module, guide, ingredients.data, settings.draws, seed=seed, weights=weighed)

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from pyro_armed.arrays import ArrayDesign
+from pyro_armed.batch import Batch
 from pyro_armed.design import Encoded, FormulaDesign
 from pyro_armed.errors import ArgumentError, NotFittedError, UnseenGroupError
 from pyro_armed.export import build_idata, write_posterior
@@ -76,7 +77,9 @@ class ManyGroups:
         for name, labels in groups.items():
             if name not in known:
                 names = ", ".join(map(repr, sorted(known))) or "none"
-                raise ArgumentError(f"groups has {name!r}, which is no grouping factor of the model: {names}.")
+                raise ArgumentError(
+                    f"groups has {name!r}, which is no grouping factor of the model: {names}."
+                )
             found = design.group_index(name).encode(np.unique(group_labels(labels, name)))
             if (found < 0).any():
                 raise UnseenGroupError(
@@ -85,8 +88,8 @@ class ManyGroups:
             codes[name] = torch.as_tensor(np.sort(found))
         some = self._with_groups(posterior, design, codes)
         some._idata = build_idata(
-            some._posterior,
-            _no_rows(some.spec),
+            some._any_posterior(),
+            Batch(size=0, n_rows=some.spec.n_rows),
             seed=int(posterior.attributes.get("seed", 0)),
             prior_draws=0,
             log_likelihood=False,
@@ -99,9 +102,9 @@ class ManyGroups:
     ) -> None:
         """Write the posterior draws to a netCDF file, the effects of some groups at a time.
 
-        For very many groups, whose draws do not fit into memory; other models have `idata.to_netcdf`. Open the
-        file with ``xarray.open_dataset(path, group="posterior")``, which reads what is asked for, or whole
-        with `arviz.from_netcdf`.
+        For very many groups, whose draws do not fit into memory; other models have `idata.to_netcdf`. Open
+        the file with ``xarray.open_dataset(path, group="posterior")``, which reads what is asked for, or
+        whole with `arviz.from_netcdf`.
 
         Parameters
         ----------
@@ -153,7 +156,7 @@ class ManyGroups:
         return posterior
 
     def _holding(self, *frames: Any) -> Self:
-        """This model, or that of the groups that stand in some data frames, whose draws fit into memory."""
+        """The model itself, or that of the groups in some data frames, whose draws fit into memory."""
         posterior = self._any_posterior()
         if posterior.is_held:
             return self
@@ -161,8 +164,9 @@ class ManyGroups:
         found: dict[str, list[torch.Tensor]] = {group.name: [] for group in self.spec.groups}
         for frame in frames:
             if isinstance(frame, pd.DataFrame):
-                for name, codes in encode_rows(design, frame, unseen_levels="baseline").batch.codes.items():
-                    found[name].append(codes[codes < self.spec.group(name).size])
+                encoded = encode_rows(design, frame, unseen_levels="baseline").batch.codes
+                for name, own in encoded.items():
+                    found[name].append(own[own < self.spec.group(name).size])
         codes = {name: torch.cat(parts).unique() for name, parts in found.items() if parts}
         return self._with_groups(posterior, design, codes)
 
@@ -196,9 +200,3 @@ class ManyGroups:
         if not isinstance(self._design, FormulaDesign):
             raise ArgumentError(f"{what} of some groups is for models from formulas.")
         return self._design
-
-
-def _no_rows(spec: ModelSpec) -> Any:
-    from pyro_armed.batch import Batch
-
-    return Batch(size=0, n_rows=spec.n_rows)

@@ -47,8 +47,8 @@ def posterior_of(posterior: Posterior, codes: Mapping[str, Tensor]) -> Posterior
         numbers = sum(len(codes[block.group]) * block.size for block in spec.blocks)
         if numbers * posterior.n_draws * len(posterior.chains) > 4 * HELD:
             raise ArgumentError(
-                f"Draws of the effects of {max(map(len, codes.values()))} groups do not fit into memory; take fewer groups or rows "
-                "at a time, or fit with fewer draws."
+                f"Draws of the effects of {max(map(len, codes.values()))} groups do not fit into memory; "
+                "take fewer groups or rows at a time, or fit with fewer draws."
             )
     modules: dict[int, MixedEffectsModule] = {}
     chains = []
@@ -134,7 +134,8 @@ def _chain_of(chain: Chain, module: MixedEffectsModule, codes: Mapping[str, Tens
     spec = chain.module.spec
     owners = {name: group.name for group in spec.groups for name in spec.effect_names(group.name)}
     values = {
-        name: value[:, codes[owners[name]]] if name in owners else value for name, value in chain.values.items()
+        name: value[:, codes[owners[name]]] if name in owners else value
+        for name, value in chain.values.items()
     }
     if chain.tables is not None:
         values |= chain.tables.draw(module, chain.values, codes)

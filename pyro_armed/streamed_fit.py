@@ -55,8 +55,8 @@ def check_streamed(settings: InferenceSettings) -> None:
         raise ArgumentError(f"inference={settings.inference!r} needs all rows in memory; use 'svi', {mend}.")
     if settings.guide != "mean_field":
         raise ArgumentError(
-            f"guide={settings.guide!r} needs all rows in memory; pass guide='mean_field', whose intervals are "
-            f"too narrow, {mend}."
+            f"guide={settings.guide!r} needs all rows in memory; pass guide='mean_field', whose intervals "
+            f"are too narrow, {mend}."
         )
 
 

@@ -164,9 +164,7 @@ class RowStream:
         return replace(batch, inputs=batch.inputs.to(self.dtype))
 
 
-def shuffled(
-    chunks: Iterator[Rows], size: int, buffer: int, generator: torch.Generator
-) -> Iterator[Rows]:
+def shuffled(chunks: Iterator[Rows], size: int, buffer: int, generator: torch.Generator) -> Iterator[Rows]:
     """Minibatches of random rows of a buffer that successive chunks fill up.
 
     Parameters

@@ -25,6 +25,7 @@ from pyro_armed.streaming import RowStream
 from pyro_armed.updates import initial_state, write_back
 
 __all__ = [
+    "Plateau",
     "TrainingResult",
     "TrainingSettings",
     "no_validation",
@@ -132,7 +133,7 @@ def _positive(value: object) -> bool:
     return number and value > 0 and math.isfinite(value)  # type: ignore[operator, arg-type]
 
 
-class _Plateau:
+class Plateau:
     """Decides on decay and stopping from means over windows of steps."""
 
     def __init__(self, decays: int = 2, patience: int = 2):
@@ -275,7 +276,7 @@ class _Run:
         self.watch = objectives[0].adversary
         self.total = settings.steps(data.n_rows)
         self.records: list[Tensor] = []
-        self.plateaus = [_Plateau() for _ in objectives]
+        self.plateaus = [Plateau() for _ in objectives]
         self.stopped: list[int | None] = [None for _ in objectives]
 
     def results(self) -> list[TrainingResult]:

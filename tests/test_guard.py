@@ -83,6 +83,8 @@ LAYERS = [
     "many_groups",
     "fitted",
     "armed",
+    "distributed",
+    "lightning",
     "cross_validation",
     "adversary_choice",
     "plots",

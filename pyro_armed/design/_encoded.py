@@ -231,11 +231,7 @@ def model_spec(
     DataError
         For names that stand for two things, and for group effects that the noise cannot be told from.
     """
-    known = (
-        response
-        if isinstance(response, ResponseMoments)
-        else response_moments(family, response, weights)
-    )
+    known = response if isinstance(response, ResponseMoments) else response_moments(family, response, weights)
     if not np.isfinite([known.scale, known.center]).all():
         raise DataError(
             f"The response '{response.name}' has numbers too large for their sd to be computed; rescale it."

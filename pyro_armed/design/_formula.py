@@ -288,9 +288,7 @@ class FormulaDesign:
                     offset=common.has_offset,
                 )
             )
-        return model_spec(
-            self.family, response, predictors, self._groups, weights=weights, weighted=weighted
-        )
+        return model_spec(self.family, response, predictors, self._groups, weights=weights, weighted=weighted)
 
     # --- rows as tensors ---------------------------------------------------------------------------------
 

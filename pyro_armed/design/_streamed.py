@@ -68,7 +68,7 @@ class StreamedDesign(FormulaDesign):
     Examples
     --------
     >>> from pyro_armed import families
-    >>> frame = pd.DataFrame({"y": [1.0, 2.0, 4.0, 3.0], "x": [0.0, 1.0, 2.0, 3.0], "g": ["a", "a", "b", "b"]})
+    >>> frame = pd.DataFrame({"y": [1.0, 2.0, 4.0, 3.0], "x": [0.0, 1.0, 2.0, 3.0], "g": list("aabb")})
     >>> frame.to_parquet("rows.parquet")
     >>> design = StreamedDesign(["y ~ x + (1 | g)"], ParquetRows("rows.parquet"), families.get("gaussian"))
     >>> design.spec.mu.terms[0].center, design.spec.n_rows
@@ -93,7 +93,9 @@ class StreamedDesign(FormulaDesign):
         if within_between is not None:
             raise ArgumentError(f"within_between={within_between!r} needs all rows at once; {_MEND}.")
         if missing == "indicator":
-            raise ArgumentError("missing='indicator' is for data frames; pass missing='drop', or fill them in.")
+            raise ArgumentError(
+                "missing='indicator' is for data frames; pass missing='drop', or fill them in."
+            )
         self.network, self.dtype, self.rows, self.seed = network, dtype, rows, seed
         self._prepare(formulas, family, missing, weights, namespace, None)
         if self._columns.wants_features and FEATURES in rows.schema.names:
@@ -108,7 +110,9 @@ class StreamedDesign(FormulaDesign):
         _refuse_whole(self)
         self._groups = {name: self._index(name, found) for name, found in known.groups.items()}
         self._lookups = {name: _Lookup(self._groups[name]) for name in self._groups}
-        self._levels = list(self._columns.response.read(known.example, training=labelled(family)).levels or ())
+        self._levels = list(
+            self._columns.response.read(known.example, training=labelled(family)).levels or ()
+        )
         self._second_pass(layers)
 
     # --- rows --------------------------------------------------------------------------------------------
@@ -136,7 +140,9 @@ class StreamedDesign(FormulaDesign):
         columns = self._columns.factors[name]
         codes = self._lookups[name].codes([frame[column] for column in columns], columns)
         if (codes < 0).any():
-            raise DataError(f"Rows have groups of '{name}' that the first pass did not see: the files changed.")
+            raise DataError(
+                f"Rows have groups of '{name}' that the first pass did not see: the files changed."
+            )
         return torch.as_tensor(codes)
 
     def _read(self, frame: pd.DataFrame) -> tuple[Values, Response, np.ndarray | None]:
@@ -145,7 +151,10 @@ class StreamedDesign(FormulaDesign):
         if self.weights is None:
             return values, response, None
         weights = frames.clean_column(frame[self.weights], self.weights)
-        if isinstance(weights.dtype, pd.CategoricalDtype) or not (np.isfinite(weights) & (weights >= 0)).all():
+        if (
+            isinstance(weights.dtype, pd.CategoricalDtype)
+            or not (np.isfinite(weights) & (weights >= 0)).all()
+        ):
             raise DataError(f"The weights in column '{self.weights}' must be finite numbers, zero or more.")
         return values, response, weights.to_numpy()
 
@@ -207,7 +216,8 @@ def _first_pass(design: StreamedDesign) -> _Known:
     texts = [name for name in columns.predictors.names if _has_levels(rows.schema.field(name).type)]
     texts += columns.response.columns[:1] if labelled(design.family) else []
     levels = {name: Distinct([name]) for name in dict.fromkeys(texts)}
-    kept, missing, first = [], dict.fromkeys(columns.used, 0), []
+    kept: list[int] = []
+    missing, first = dict.fromkeys(columns.used, 0), list[pa.Table]()
     for position in range(len(rows.pieces)):
         kept.append(0)
         for table in rows.piece(position, columns.used):
@@ -218,13 +228,15 @@ def _first_pass(design: StreamedDesign) -> _Known:
             if not len(table):
                 continue
             kept[-1] += len(table)
-            if sum(map(len, first)) < SAMPLE:
+            if sum(len(part) for part in first) < SAMPLE:
                 first.append(table.slice(0, SAMPLE))
             for found in [*groups.values(), *levels.values()]:
                 found.add(table)
     _refuse_missing(missing, columns.missing)
     if not first:
-        raise DataError("Every row has a missing value in some column of the formula; nothing is left to use.")
+        raise DataError(
+            "Every row has a missing value in some column of the formula; nothing is left to use."
+        )
     example = pa.concat_tables(first, promote_options="permissive").to_pandas()
     return _Known(kept, groups, _with_all_levels(example, levels))
 
@@ -344,7 +356,9 @@ class _DesignMoments:
             parameter: ({name: one.moments() for name, one in found.items()}, np.empty(0))
             for parameter, found in self._common.items()
         }
-        return Values(n_rows, common, [{n: one.moments() for n, one in found.items()} for found in self._effects])
+        return Values(
+            n_rows, common, [{n: one.moments() for n, one in found.items()} for found in self._effects]
+        )
 
     def response(self, family: Family, name: str, levels: Sequence[Any]) -> ResponseMoments:
         """Moments of the response."""
@@ -378,7 +392,11 @@ class _Sample:
         if len(chosen) > SAMPLE:
             chosen = np.sort(chosen[np.argpartition(keys[chosen], SAMPLE)[:SAMPLE]])
         part = table.take(pa.array(chosen))
-        held = part if self._table is None else pa.concat_tables([self._table, part], promote_options="permissive")
+        held = (
+            part
+            if self._table is None
+            else pa.concat_tables([self._table, part], promote_options="permissive")
+        )
         keys, places = np.append(self._keys, keys[chosen]), np.append(self._places, places[chosen])
         if len(keys) > SAMPLE:
             smallest = np.sort(np.argpartition(keys, SAMPLE)[:SAMPLE])

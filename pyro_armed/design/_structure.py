@@ -73,9 +73,9 @@ def _moments(name: str, columns: np.ndarray | Moments, weights: np.ndarray | Non
     with np.errstate(over="ignore", invalid="ignore"):
         center = np.average(columns, axis=0, weights=weights)
         scale = np.sqrt(np.average((columns - center) ** 2, axis=0, weights=weights))
-        constant = scale <= 1e-12 * np.abs(columns).max(axis=0, initial=0.0)
-    plain = np.isin(columns, (0.0, 1.0)).all(axis=0)
-    return Moments(center, scale, constant, constant & (columns[0] == 0), plain).checked(name)
+        constant = np.asarray(scale <= 1e-12 * np.abs(columns).max(axis=0, initial=0.0))
+    plain = np.asarray(np.isin(columns, (0.0, 1.0)).all(axis=0))
+    return Moments(center, scale, constant, np.asarray(constant & (columns[0] == 0)), plain).checked(name)
 
 
 def _useless(found: Moments, intercept: bool) -> np.ndarray:

@@ -98,7 +98,7 @@ class _Written:
         self.labels = {group_plate(one.name): one.labels for one in spec.groups}
 
     def add(self, dataset: xr.Dataset, factor: str, start: int) -> None:
-        """Write everything that is not there yet, and the effects of the factor's groups from ``start`` on."""
+        """Write what is not there yet, and the effects of the factor's groups from ``start`` on."""
         dim = group_plate(factor)
         for name, values in dataset.coords.items():
             if str(name) not in self.group.dimensions:

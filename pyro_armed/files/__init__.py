@@ -3,6 +3,8 @@
 One safetensors file: all tensors and arrays, and in its header's metadata a JSON description of the rest.
 """
 
+from pyro_armed.files._container import read as read_container
+from pyro_armed.files._container import write as write_container
 from pyro_armed.files._model import restore, save
 
-__all__ = ["restore", "save"]
+__all__ = ["read_container", "restore", "save", "write_container"]
