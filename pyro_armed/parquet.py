@@ -77,7 +77,13 @@ class ParquetRows:
         self.schema: pa.Schema = dataset.schema
         self.pieces: list[Any] = []
         self.sizes: list[int] = []
-        for fragment in dataset.get_fragments():
+        try:
+            fragments = list(dataset.get_fragments())
+        except ValueError as error:
+            raise DataError(
+                "data= is a dataset with a filter; write the rows that it keeps as Parquet."
+            ) from error
+        for fragment in fragments:
             if not hasattr(fragment, "split_by_row_group"):
                 raise DataError("data= is a dataset of another kind than Parquet files; write it as Parquet.")
             for piece in fragment.split_by_row_group():
@@ -85,8 +91,6 @@ class ParquetRows:
                 self.sizes.append(sum(group.num_rows for group in piece.row_groups))
         if not self.n_rows:
             raise DataError(f"There are no rows in {self.name}; give at least one.")
-        if dataset.count_rows() != self.n_rows:
-            raise DataError("data= is a dataset with a filter; write the rows that it keeps as Parquet.")
 
     @property
     def n_rows(self) -> int:

@@ -25,6 +25,9 @@ Tensors = dict[str, Tensor]
 # What a step is told besides its rows, in this order.
 CONTROLS = ("adversary weight", "learning rate", "classifiers' learning rate")
 _BETAS, _EPS = (0.9, 0.99), 1e-8
+# Learning rate of tables where rows come from files, in units of the others'. A few passes visit a group
+# a few times, and where its effects lag behind the sds between groups grow in their place.
+_RARE = 5.0
 _ROLES = ("trained", "classifier")
 
 
@@ -391,6 +394,7 @@ class Update:
         state[f"count.{group}"].index_put_((places,), count)
         copies = self.size if rate.dim() else 1
         rates = rate.repeat_interleave(copies) if rate.dim() else rate
+        rates = rates * _RARE if self.partial else rates
         for name in (name for name, owner in self.layout.tables.items() if owner == group):
             keys = (name, f"{name}.mean", f"{name}.square")
             own = {key: state[key][places].reshape(len(places), -1) for key in keys}
