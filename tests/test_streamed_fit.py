@@ -157,12 +157,13 @@ def test_steps_as_graphs_are_those_that_run_eagerly(path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_posterior_is_that_of_rows_in_memory(path: Path, frame: pd.DataFrame) -> None:
-    how = {**QUICK, "draws": 400, "epochs": 60, "seed": 0}
-    whole = pa.ARMED(FORMULA, frame).fit(**how)["posterior"]
+    whole = pa.ARMED(FORMULA, frame).fit(restarts=1, draws=400, progressbar=False)["posterior"]
+    how = {**QUICK, "draws": 400, "epochs": 60}
     found = pa.ARMED(FORMULA, path).fit(**how)["posterior"]
     for name in ("Intercept", "x1", "sigma", "1|group_sigma", "x1|group_sigma"):
-        # Both are draws from noisy optima: they agree within the posterior's sd of NUTS, not of the guide.
-        assert abs(float(found[name].mean() - whole[name].mean())) < 0.12, name
+        # The mean-field optimum and its noise: within two and a half sds of the structured posterior.
+        distance = float(found[name].mean() - whole[name].mean()) / float(whole[name].std())
+        assert abs(distance) < 2.5, (name, distance)
     for name in ("1|group", "x1|group"):
         pair = np.corrcoef(found[name].mean(("chain", "draw")), whole[name].mean(("chain", "draw")))
         assert pair[0, 1] > 0.97
