@@ -181,7 +181,9 @@ class ManyGroups:
         some._design = design.with_groups(
             {g.name: GroupIndex(g.name, g.labels, g.counts) for g in some.spec.groups if g.name in codes}
         )
-        some.__dict__.update(_guide=None, _idata=None, _training=None, _membership=None, _added=None)
+        some.__dict__.update(
+            _guide=None, _idata=None, _training=None, _sample=None, _added=None, _membership=None
+        )
         return some
 
     def _shown(self, rows: Encoded) -> tuple[Posterior, Encoded]:

@@ -107,12 +107,12 @@ class StreamedDesign(FormulaDesign):
         self.kept, self.n_rows = known.kept, sum(known.kept)
         clean = self._columns.predictors.learn(known.example)
         self._learn_terms(clean)
-        _refuse_whole(self)
         self._groups = {name: self._index(name, found) for name, found in known.groups.items()}
         self._lookups = {name: _Lookup(self._groups[name]) for name in self._groups}
         self._levels = list(
             self._columns.response.read(known.example, training=labelled(family)).levels or ()
         )
+        _refuse_whole(self)
         self._second_pass(layers)
 
     # --- rows --------------------------------------------------------------------------------------------
@@ -282,7 +282,8 @@ def _refuse_whole(design: StreamedDesign) -> None:
         _refuse_terms(terms, columns.predictors.levels)
         if odd := sorted(unsafe_calls(terms.text, design.namespace)):
             raise FormulaError(f"The formula calls {odd[0]}, which may need all rows at once; {_MEND}.")
-    if columns.response.computed and any(name in columns.response.text for name in ("scale(", "center(")):
+    state = columns.response.state() or {"transforms": {}}
+    if state["transforms"] or columns.response.unsafe_calls():
         raise FormulaError(f"The response {columns.response.text!r} needs all rows at once; {_MEND}.")
 
 
