@@ -418,9 +418,7 @@ class ARMED(FittedModel):
         posterior = result.posterior
         if self._sample is not None:
             posterior.attributes["sampled_rows"] = rows.batch.size
-        self._posterior, self._module, self._guide = posterior, result.module, result.guide
-        self._added, self._membership = None, None
-        shown, rows = self._shown(rows)
+        shown, rows = self._shown(posterior, rows)
         idata = build_idata(
             shown,
             rows.batch,
@@ -429,7 +427,8 @@ class ARMED(FittedModel):
             log_likelihood=log_likelihood,
             attributes={"formula": self.formula, **shown.attributes},
         )
-        self._idata = idata
+        self._posterior, self._module, self._guide = posterior, result.module, result.guide
+        self._idata, self._added, self._membership = idata, None, None
         posterior.attributes["verdict"] = record_verdict(idata)
         if words := record_adversary(idata):
             posterior.attributes["adversary"] = words

@@ -61,10 +61,12 @@ class ARMEDModule(lightning.LightningModule):
 
     Examples
     --------
+    >>> import warnings
     >>> import lightning
     >>> import pyro_armed as pa
     >>> from pyro_armed.lightning import ARMEDDataModule, ARMEDModule
     >>> model = pa.ARMED("y ~ x1 + (1 | group)", pa.simulate.mixed_model(8, 20, seed=0).frame)
+    >>> warnings.simplefilter("ignore")  # two epochs are for show, and the verdict says so
     >>> module = ARMEDModule(model, early_stopping=False)
     >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     >>> trainer = lightning.Trainer(

@@ -186,9 +186,8 @@ class ManyGroups:
         )
         return some
 
-    def _shown(self, rows: Encoded) -> tuple[Posterior, Encoded]:
+    def _shown(self, posterior: Posterior, rows: Encoded) -> tuple[Posterior, Encoded]:
         """The posterior of all groups, or of those of a sample of rows, which are recoded to it."""
-        posterior = self._any_posterior()
         if posterior.is_held:
             return posterior, rows
         codes = {name: found.unique() for name, found in rows.batch.codes.items()}

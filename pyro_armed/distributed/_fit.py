@@ -96,7 +96,9 @@ def fit(
 
     Examples
     --------
+    >>> import warnings
     >>> import pyro_armed as pa
+    >>> warnings.simplefilter("ignore")  # two epochs are for show, and the verdict says so
     >>> model = pa.ARMED("y ~ x1 + (1 | group)", pa.simulate.mixed_model(8, 20, seed=0).frame)
     >>> idata = fit(model, epochs=2, batch_size=32, draws=10, early_stopping=False, progressbar=False)
     >>> idata["posterior"].sizes["draw"]
@@ -148,7 +150,9 @@ def fit_from(model: Any, checkpoint: str | os.PathLike[str], *, draws: int = 500
 
     Examples
     --------
+    >>> import warnings
     >>> import pyro_armed as pa
+    >>> warnings.simplefilter("ignore")
     >>> frame = pa.simulate.mixed_model(8, 20, seed=0).frame
     >>> how = {"batch_size": 32, "early_stopping": False, "progressbar": False, "checkpoint": "run.ckpt"}
     >>> _ = fit(pa.ARMED("y ~ x1 + (1 | group)", frame), epochs=2, draws=10, **how)
