@@ -1,6 +1,16 @@
 """Bayesian mixed-effects deep learning on Pyro."""
 
-from pyro_armed import datasets, diagnostics, effects, families, networks, plots, priors, simulate
+from pyro_armed import (
+    datasets,
+    diagnostics,
+    distributed,
+    effects,
+    families,
+    networks,
+    plots,
+    priors,
+    simulate,
+)
 from pyro_armed.adversary import Adversary
 from pyro_armed.adversary_choice import choose_adversary
 from pyro_armed.armed import ARMED, load
@@ -21,6 +31,7 @@ __all__ = [
     "cross_validate",
     "datasets",
     "diagnostics",
+    "distributed",
     "effects",
     "families",
     "load",

@@ -16,8 +16,9 @@ from torch.distributions import Distribution
 from pyro_armed import families, files
 from pyro_armed.adversary import Adversary
 from pyro_armed.arrays import ArrayDesign
+from pyro_armed.batch import Batch
 from pyro_armed.building import LAST_LAYERS, NetworkPlan, build_adversary, build_module
-from pyro_armed.design import Encoded, FormulaDesign
+from pyro_armed.design import Encoded, FormulaDesign, StreamedDesign
 from pyro_armed.diagnostics._adversary import record_adversary
 from pyro_armed.diagnostics._fit import record_verdict
 from pyro_armed.effects import RandomEffects, ScaleBias
@@ -25,13 +26,16 @@ from pyro_armed.errors import ArgumentError, NotFittedError
 from pyro_armed.export import build_idata, prior_idata
 from pyro_armed.families import Family
 from pyro_armed.fitted import FittedModel
-from pyro_armed.inference import InferenceSettings, Ingredients, infer
+from pyro_armed.inference import InferenceResult, InferenceSettings, Ingredients, infer
 from pyro_armed.membership import Membership
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.new_rows import weights_column
+from pyro_armed.parquet import ParquetRows, is_parquet
 from pyro_armed.posterior import Posterior
 from pyro_armed.report import describe_model, render_graph
+from pyro_armed.some_groups import module_of, recoded
 from pyro_armed.spec import Reconstruction
+from pyro_armed.streamed_fit import infer_streamed
 
 __all__ = ["ARMED", "load"]
 
@@ -44,8 +48,10 @@ class ARMED(FittedModel):
     formula : str or sequence of str
         ``"y ~ x + (1 + x | group)"``; further formulas model auxiliary parameters: ``"sigma ~ x"``.
         ``features`` names the network's last hidden activations: ``(1 + features | site)``.
-    data : pandas.DataFrame
-        Training rows.
+    data : pandas.DataFrame, path-like or pyarrow.dataset.Dataset
+        Training rows: a data frame, or a Parquet file or a folder of them, which is read some rows at a time
+        and need not fit into memory. Then `fit` takes ``guide="mean_field"`` only, ``.idata`` shows a random
+        sample of at most 2000 rows, and terms that need all rows at once, such as ``scale(x)``, are refused.
     family : str or Family
         Response family, such as ``"gaussian"`` or ``"bernoulli"``.
     link : str, optional
@@ -100,7 +106,7 @@ class ARMED(FittedModel):
     def __init__(
         self,
         formula: str | Sequence[str],
-        data: pd.DataFrame,
+        data: pd.DataFrame | Any,
         *,
         family: str | Family = "gaussian",
         link: str | None = None,
@@ -139,8 +145,11 @@ class ARMED(FittedModel):
             "last_layer": last_layer,
             "fixed_effects_weight": fixed_effects_weight,
         }
+        kind: Any = FormulaDesign
+        if is_parquet(data):
+            data, kind = ParquetRows(data), StreamedDesign
         data, weights = weights_column(data, weights)
-        design = FormulaDesign(
+        design = kind(
             formulas,
             data,
             families.get(family, link),
@@ -287,7 +296,10 @@ class ARMED(FittedModel):
         if network is not None:
             self._plan = NetworkPlan.inspect(network, design.spec, data, last_layer, reconstruction)
             data = replace(data, inputs=data.inputs.to(self._plan.dtype))  # type: ignore[union-attr]
-        self._training: Encoded | None = replace(design.training, batch=data)
+        rows = replace(design.training, batch=data)
+        streamed = isinstance(design, StreamedDesign)
+        self._training: Encoded | None = None if streamed else rows
+        self._sample: Encoded | None = rows if streamed else None
         self.spec = design.spec if self._plan is None else self._plan.complete(design.spec)
         self._module = build_module(self.spec, self._user_priors, self._plan, data, seed=0)
         build_adversary(adversary, self._module, data, seed=0)  # says now what fit() could not use
@@ -373,7 +385,8 @@ class ARMED(FittedModel):
         A restart redraws the weights of `networks` and of networks made by a function. A module of the
         user's own keeps the weights that it came with (it may be pretrained).
         """
-        if self._training is None:
+        rows = self._sample if self._training is None else self._training
+        if rows is None:
             raise NotFittedError(
                 "A model from a file has its posterior but not the training rows; "
                 "make a new ARMED to fit again."
@@ -394,27 +407,36 @@ class ARMED(FittedModel):
         )
         if log_likelihood != "auto" and not isinstance(log_likelihood, bool):
             raise ArgumentError(f"log_likelihood={log_likelihood!r} must be True, False or 'auto'.")
-        ingredients = Ingredients(
-            self.spec,
-            self._user_priors,
-            self._plan,
-            self._training.batch,
-            self.adversary,
-            self.fixed_effects_weight,
+        ingredients = self._ingredients(rows.batch)
+        if isinstance(self._design, StreamedDesign):
+            result = infer_streamed(ingredients, settings, self._design)
+        else:
+            result = infer(ingredients, settings)
+        return self._adopt(result, rows, seed, log_likelihood)
+
+    def _ingredients(self, rows: Batch) -> Ingredients:
+        return Ingredients(
+            self.spec, self._user_priors, self._plan, rows, self.adversary, self.fixed_effects_weight
         )
-        result = infer(ingredients, settings)
+
+    def _adopt(
+        self, result: InferenceResult, rows: Encoded, seed: int, log_likelihood: bool | str = "auto"
+    ) -> Any:
+        """Become the fitted model of a result."""
         posterior = result.posterior
+        if self._sample is not None:
+            posterior.attributes["sampled_rows"] = rows.batch.size
+        shown, rows = self._shown(posterior, rows)
         idata = build_idata(
-            posterior,
-            self._training.batch,
-            index=self._training.index.tolist(),
+            shown,
+            rows.batch,
+            index=rows.index.tolist(),
             seed=seed,
             log_likelihood=log_likelihood,
-            attributes={"formula": self.formula, **posterior.attributes},
+            attributes={"formula": self.formula, **shown.attributes},
         )
         self._posterior, self._module, self._guide = posterior, result.module, result.guide
-        self._added = None
-        self._idata, self._membership = idata, None
+        self._idata, self._added, self._membership = idata, None, None
         posterior.attributes["verdict"] = record_verdict(idata)
         if words := record_adversary(idata):
             posterior.attributes["adversary"] = words
@@ -450,15 +472,20 @@ class ARMED(FittedModel):
         >>> dict(model.prior_predictive(10, seed=0).prior_predictive["y"].sizes)
         {'chain': 1, 'draw': 10, '__obs__': 20}
         """
-        if self._training is None:
+        rows, module = self._sample if self._training is None else self._training, self._module
+        if rows is None:
             raise NotFittedError(
                 "A model from a file has no training rows to draw responses for; its .idata has prior draws."
             )
+        if self._sample is not None:
+            codes = {name: found.unique() for name, found in rows.batch.codes.items()}
+            module = module_of(module, codes)
+            rows = replace(rows, batch=recoded(rows.batch, self.spec, codes))
         return prior_idata(
-            self._module,
-            self._training.batch,
+            module,
+            rows.batch,
             draws=draws,
-            index=self._training.index.tolist(),
+            index=rows.index.tolist(),
             seed=seed,
             attributes={"formula": self.formula},
         )

@@ -11,6 +11,7 @@ __all__ = [
     "CompilationWarning",
     "ConvergenceWarning",
     "DataError",
+    "DistributedError",
     "FileFormatError",
     "FormulaError",
     "MissingDependencyError",
@@ -41,6 +42,10 @@ class UnseenGroupError(DataError):
 
 class NotFittedError(ArmedError, RuntimeError):
     """The model has to be fitted first."""
+
+
+class DistributedError(ArmedError, RuntimeError):
+    """Processes that train together have lost each other."""
 
 
 class FileFormatError(ArmedError, ValueError):

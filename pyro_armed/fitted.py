@@ -17,6 +17,7 @@ from pyro_armed.design import Encoded, FormulaDesign
 from pyro_armed.errors import ArgumentError, NotFittedError
 from pyro_armed.evaluation import evaluate
 from pyro_armed.export import build_idata, prediction_idata
+from pyro_armed.many_groups import ManyGroups
 from pyro_armed.membership import Membership, fit_membership
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.new_groups import Adapt, Mode, mode_of
@@ -31,7 +32,7 @@ from pyro_armed.updating import update_effects
 __all__ = ["FittedModel"]
 
 
-class FittedModel:
+class FittedModel(ManyGroups):
     """A design, a posterior and what follows from them; `ARMED` is the one that users make."""
 
     spec: ModelSpec
@@ -46,7 +47,7 @@ class FittedModel:
     @property
     def idata(self) -> Any:
         """The ArviZ object that `fit` returned."""
-        self._fitted()
+        self._any_posterior()
         return self._idata
 
     @property
@@ -150,17 +151,18 @@ class FittedModel:
         >>> [str(mode) for mode in predicted["new_groups"].values[[0, -1]]]
         ['adapt', 'marginal']
         """
-        posterior = self._fitted()
-        encoded = self._encode(data, groups, offset=offset, trials=trials, unseen_levels=unseen_levels)
-        mode = self._mode(new_groups, support)
-        known = self._calibration(intervals, calibration, mode, unseen_levels)
+        model = self._holding(data, support, calibration)
+        posterior = model._fitted()
+        encoded = model._encode(data, groups, offset=offset, trials=trials, unseen_levels=unseen_levels)
+        mode = model._mode(new_groups, support)
+        known = model._calibration(intervals, calibration, mode, unseen_levels)
         values = predict_draws(posterior, encoded, mode, kind=kind, seed=seed, draws=draws)
         regions, how = None, {}
         if intervals is not None:
             regions = regions_of(posterior, encoded, mode, known, level=level, seed=seed)
             how = {"intervals": intervals, "level": level}
         return prediction_idata(
-            self.spec, encoded, values, kind=kind, mode=mode, seed=seed, regions=regions, attributes=how
+            model.spec, encoded, values, kind=kind, mode=mode, seed=seed, regions=regions, attributes=how
         )
 
     def reconstruct(
@@ -237,10 +239,11 @@ class FittedModel:
         pandas.DataFrame
             Columns ``metric``, ``value``, ``se``. See `pyro_armed.evaluation.evaluate`.
         """
-        posterior = self._fitted()
+        model = self._holding(data, support)
+        posterior = model._fitted()
         beside = {"weights": weights, "offset": offset, "trials": trials}
-        encoded = self._encode(data, groups, y, response=True, unseen_levels=unseen_levels, **beside)
-        return evaluate(posterior, encoded, self._mode(new_groups, support), seed=seed)
+        encoded = model._encode(data, groups, y, response=True, unseen_levels=unseen_levels, **beside)
+        return evaluate(posterior, encoded, model._mode(new_groups, support), seed=seed)
 
     def update(
         self,
@@ -298,8 +301,8 @@ class FittedModel:
         posterior = self._fitted()
         if self._training is None:
             raise NotFittedError(
-                "A model from a file has no training rows, which update() needs; update before saving, or "
-                "make a new ARMED."
+                "A model from a file, or of rows in Parquet, has no training rows in memory, which update() "
+                "needs; update before saving, or make a new ARMED of a data frame."
             )
         beside = {"weights": weights, "offset": offset, "trials": trials}
         encoded = self._encode(data, groups, y, response=True, **beside)
@@ -363,7 +366,8 @@ class FittedModel:
         if self._training is None:
             raise NotFittedError(
                 "The file has no membership classifier, and no training rows to make one: call "
-                "fit_membership() before save(), or pyro-armed fit with --membership."
+                "fit_membership() before save(), or pyro-armed fit with --membership. Models of rows in "
+                "Parquet cannot have one."
             )
         seed = int(posterior.attributes.get("seed", 0)) if seed is None else seed
         self._membership = fit_membership(
@@ -440,11 +444,6 @@ class FittedModel:
             Before `fit`.
         """
         return summarize(self.idata, self.spec, effects=effects)
-
-    def _fitted(self) -> Posterior:
-        if self._posterior is None:
-            raise NotFittedError("The model has no posterior yet: call fit() first.")
-        return self._posterior
 
     def _calibration(
         self, intervals: str | None, calibration: Any, mode: Mode, unseen_levels: str

@@ -22,6 +22,8 @@ from pyro_armed.seeds import seeded
 
 __all__ = ["LatentSite", "MeanFieldGuide", "latent_sites"]
 
+_LARGE = 100_000
+
 
 @dataclass(frozen=True)
 class LatentSite:
@@ -71,7 +73,14 @@ def latent_sites(module: MixedEffectsModule, batch: Batch) -> list[LatentSite]:
     list of LatentSite
     """
     plates = {group_plate(group.name): group.name for group in module.spec.groups}
-    whole = Batch(size=batch.size, n_rows=batch.n_rows)
+    # Values of fifteen draws of a million groups would be held for nothing: all start at zero.
+    large = [group.name for group in module.spec.groups if group.size > _LARGE]
+    sizes = {group.name: group.size for group in module.spec.groups}
+    whole = Batch(
+        size=batch.size,
+        n_rows=batch.n_rows,
+        present={name: torch.zeros(1, dtype=torch.long) for name in large},
+    )
     with seeded(0), torch.no_grad():
         traces: list[Any] = [
             poutine.trace(poutine.block(module.sample_latents, hide_types=["param"])).get_trace(whole)
@@ -87,7 +96,11 @@ def latent_sites(module: MixedEffectsModule, batch: Batch) -> list[LatentSite]:
         start = draws.median(dim=0).values
         if group is not None or name.endswith("_cholesky"):
             start = torch.zeros_like(start)
-        sites.append(LatentSite(name, group, node["value"].shape, start.shape, node["fn"].support, start))
+        shape = node["value"].shape
+        if group in large:
+            shape = torch.Size((sizes[group], *shape[1:]))
+            start = start.new_zeros((sizes[group], *start.shape[1:]))
+        sites.append(LatentSite(name, group, shape, start.shape, node["fn"].support, start))
     return sites
 
 

@@ -29,7 +29,7 @@ from pyro_armed.structured import JointGuide, StructuredGuide
 from pyro_armed.structured_fit import correct_globals, draw_effects, fit_structured
 from pyro_armed.training import TrainingResult, TrainingSettings, no_validation, single_thread, train_restarts
 
-__all__ = ["InferenceResult", "InferenceSettings", "infer"]
+__all__ = ["InferenceResult", "InferenceSettings", "assembled", "infer", "mean_field_chain"]
 
 INFERENCES = ("svi", "nuts")
 GUIDES = ("structured", "mean_field")
@@ -173,13 +173,33 @@ def infer(ingredients: Ingredients, settings: InferenceSettings) -> InferenceRes
     if settings.inference == "nuts":
         return _nuts(ingredients, settings)
     with single_thread(ingredients.data), local_parameters(), no_validation():
-        fitted = _restarts(ingredients, settings)
+        return assembled(ingredients, settings, _restarts(ingredients, settings))
+
+
+def assembled(
+    ingredients: Ingredients, settings: InferenceSettings, fitted: Sequence[FittedChain]
+) -> InferenceResult:
+    """The posterior of some restarts, and what is to be said of it.
+
+    Parameters
+    ----------
+    ingredients : Ingredients
+        Model and data.
+    settings : InferenceSettings
+        How they were fitted.
+    fitted : sequence of FittedChain
+        One for each restart.
+
+    Returns
+    -------
+    InferenceResult
+    """
     best = max(fitted, key=lambda one: one.elbo if math.isfinite(one.elbo) else -math.inf)
     attributes = {
         "inference": "svi",
         "guide": settings.guide,
         "seed": settings.seed,
-        "restarts": settings.restarts,
+        "restarts": len(fitted),
         "early_stopping": settings.early_stopping,
         "network": ingredients.plan is not None,
         "elbo": best.elbo,
@@ -191,7 +211,7 @@ def infer(ingredients: Ingredients, settings: InferenceSettings) -> InferenceRes
     return InferenceResult(posterior, best.chain.module, best.guide)
 
 
-def _worst_khat(fitted: list[FittedChain]) -> dict[str, float]:
+def _worst_khat(fitted: Sequence[FittedChain]) -> dict[str, float]:
     known = [one.khat for one in fitted if one.khat is not None]
     return {"khat": max(known)} if known else {}
 
@@ -288,7 +308,7 @@ def _restarts(ingredients: Ingredients, settings: InferenceSettings) -> list[Fit
         trained = _train_mean_field(ingredients, settings, modules, seeds, label)
     if settings.guide == "mean_field":
         own = zip(modules, seeds, trained, strict=True)
-        return [_mean_field(ingredients, settings, *one) for one in own]
+        return [mean_field_chain(ingredients, settings, *one) for one in own]
     fitted = []
     for restart, (module, seed) in enumerate(zip(modules, seeds, strict=True)):
         label = f"posterior {restart + 1}/{settings.restarts}"
@@ -343,13 +363,32 @@ def _train_mean_field(
     return [Trained(one.guide, result, one.adversary) for one, result in pairs]  # type: ignore[arg-type]
 
 
-def _mean_field(
+def mean_field_chain(
     ingredients: Ingredients,
     settings: InferenceSettings,
     module: MixedEffectsModule,
     seed: int,
     trained: Trained,
 ) -> FittedChain:
+    """Draws of a trained mean-field guide.
+
+    Parameters
+    ----------
+    ingredients : Ingredients
+        Model and data.
+    settings : InferenceSettings
+        Number of draws.
+    module : MixedEffectsModule
+        The restart's model.
+    seed : int
+        Seed of the draws.
+    trained : Trained
+        Its guide, and the course of training.
+
+    Returns
+    -------
+    FittedChain
+    """
     guide, result = trained.guide, trained.result
     weighed = not module.spec.network_sites
     chain = draw_chain(module, guide, ingredients.data, settings.draws, seed=seed, weights=weighed)

@@ -11,6 +11,7 @@ import pandas as pd
 from pyro_armed.arrays import ArrayDesign
 from pyro_armed.design import Encoded, FormulaDesign
 from pyro_armed.errors import ArgumentError
+from pyro_armed.parquet import ParquetRows
 
 __all__ = ["encode_rows", "encode_support", "weights_column"]
 
@@ -134,6 +135,8 @@ def weights_column(data: Any, weights: Any) -> tuple[Any, str | None]:
         raise ArgumentError(
             f"weights must be the name of a column, or one number per row: {error}."
         ) from error
+    if isinstance(data, ParquetRows):
+        raise ArgumentError("weights must be the name of a column where the rows are in files.")
     if not isinstance(data, pd.DataFrame) or values.shape != (len(data),):
         rows = len(data) if hasattr(data, "__len__") else "?"
         raise ArgumentError(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_armed.effect_tables import EffectTables
 from pyro_armed.module import MixedEffectsModule
 
 __all__ = ["Chain", "Posterior"]
@@ -35,6 +36,9 @@ class Chain:
         ``adversary_chance|GROUP``, the accuracy that needs no features.
     watched : dict of str to Tensor
         What else was watched over training, shape (steps,) each: ``adversary_accuracy|GROUP``.
+    tables : EffectTables or None
+        Where there are too many groups to hold draws of their effects: ``values`` has everything else, and
+        `pyro_armed.some_groups.posterior_of` draws those of some groups.
     """
 
     module: MixedEffectsModule
@@ -43,6 +47,7 @@ class Chain:
     trace: Tensor = field(default_factory=lambda: torch.empty(0))
     quality: dict[str, Tensor] = field(default_factory=dict)
     watched: dict[str, Tensor] = field(default_factory=dict)
+    tables: EffectTables | None = None
 
     @property
     def n_draws(self) -> int:
@@ -87,6 +92,11 @@ class Posterior:
 
     chains: list[Chain]
     attributes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the draws of all groups' effects are in memory."""
+        return all(chain.tables is None for chain in self.chains)
 
     @property
     def n_draws(self) -> int:

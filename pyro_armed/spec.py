@@ -7,7 +7,7 @@ about arrays.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
 from typing import Any
@@ -321,6 +321,10 @@ class ModelSpec:
     def group(self, name: str) -> Group:
         """A grouping factor by name; KeyError if there is none."""
         return {group.name: group for group in self.groups}[name]
+
+    def with_groups(self, groups: Mapping[str, Group]) -> ModelSpec:
+        """The same model with other groups for some of the grouping factors."""
+        return replace(self, groups=tuple(groups.get(group.name, group) for group in self.groups))
 
     @property
     def uses_features(self) -> bool:

@@ -160,6 +160,11 @@ class CommonTerms:
         """Whether there is an ``offset(...)`` term."""
         return any(plan.kind == "offset" for plan in self._plans)
 
+    @property
+    def factors(self) -> list[str]:
+        """Components that have levels: columns of labels, and calls such as ``C(x)``."""
+        return [part.component for plan in self._plans for part in plan.parts if part.levels is not None]
+
     def evaluate(
         self, frame: pd.DataFrame, unseen_levels: str = "error"
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:

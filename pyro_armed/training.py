@@ -21,9 +21,11 @@ from pyro_armed.local import local_parameters
 from pyro_armed.objective import Objective
 from pyro_armed.seeds import generator_for, seeded, stream
 from pyro_armed.steps import StepPlan, first_controls, plan_steps
+from pyro_armed.streaming import RowStream
 from pyro_armed.updates import initial_state, write_back
 
 __all__ = [
+    "Plateau",
     "TrainingResult",
     "TrainingSettings",
     "no_validation",
@@ -131,7 +133,7 @@ def _positive(value: object) -> bool:
     return number and value > 0 and math.isfinite(value)  # type: ignore[operator, arg-type]
 
 
-class _Plateau:
+class Plateau:
     """Decides on decay and stopping from means over windows of steps."""
 
     def __init__(self, decays: int = 2, patience: int = 2):
@@ -161,6 +163,7 @@ def train(
     seed: int,
     progressbar: bool = True,
     label: str = "SVI",
+    feed: RowStream | None = None,
 ) -> TrainingResult:
     """Maximise the ELBO with Adam.
 
@@ -178,12 +181,17 @@ def train(
         Whether to show progress.
     label : str
         Text beside the bar.
+    feed : RowStream, optional
+        Where rows come from files; ``data`` is then the minibatch that it fills.
 
     Returns
     -------
     TrainingResult
     """
-    return train_restarts([objective], data, settings, [seed], progressbar=progressbar, label=label)[0]
+    (result,) = train_restarts(
+        [objective], data, settings, [seed], progressbar=progressbar, label=label, feed=feed
+    )
+    return result
 
 
 def train_restarts(
@@ -194,6 +202,7 @@ def train_restarts(
     *,
     progressbar: bool = True,
     label: str = "SVI",
+    feed: RowStream | None = None,
 ) -> list[TrainingResult]:
     """Train restarts of one model, in one graph where that pays.
 
@@ -203,6 +212,8 @@ def train_restarts(
         One for each restart; the parameters are changed in place.
     data, settings, progressbar, label
         As for `train`.
+    feed : RowStream, optional
+        As for `train`; for a single restart.
     seeds : sequence of int
         One for each restart.
 
@@ -238,7 +249,9 @@ def train_restarts(
                     total=total, desc=text, disable=not progressbar, leave=False, mininterval=0.5
                 ) as bar:
                     chosen = slice(first, first + width)
-                    results += _Run(objectives[chosen], data, settings, seeds[chosen], plan, bar).results()
+                    results += _Run(
+                        objectives[chosen], data, settings, seeds[chosen], plan, bar, feed
+                    ).results()
     finally:
         for objective in objectives:
             objective.module.eval()
@@ -256,13 +269,14 @@ class _Run:
         seeds: Sequence[int],
         plan: StepPlan,
         bar: tqdm,
+        feed: RowStream | None = None,
     ):
         self.objectives, self.data, self.settings, self.seeds = objectives, data, settings, seeds
-        self.plan, self.bar = plan, bar
+        self.plan, self.bar, self.feed = plan, bar, feed
         self.watch = objectives[0].adversary
         self.total = settings.steps(data.n_rows)
         self.records: list[Tensor] = []
-        self.plateaus = [_Plateau() for _ in objectives]
+        self.plateaus = [Plateau() for _ in objectives]
         self.stopped: list[int | None] = [None for _ in objectives]
 
     def results(self) -> list[TrainingResult]:
@@ -297,6 +311,8 @@ class _Run:
         size = self.settings.rows_per_step(self.data.n_rows)
         if size == self.data.n_rows:
             yield from itertools.repeat(None)
+        if self.feed is not None:
+            yield from self.feed.rows(self.seeds[0])
         generators = [generator_for(seed, "minibatches") for seed in self.seeds]
         device = self.data.device
         while True:

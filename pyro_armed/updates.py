@@ -25,6 +25,9 @@ Tensors = dict[str, Tensor]
 # What a step is told besides its rows, in this order.
 CONTROLS = ("adversary weight", "learning rate", "classifiers' learning rate")
 _BETAS, _EPS = (0.9, 0.99), 1e-8
+# Learning rate of tables where rows come from files, in units of the others'. A few passes visit a group
+# a few times, and where its effects lag behind the sds between groups grow in their place.
+_RARE = 5.0
 _ROLES = ("trained", "classifier")
 
 
@@ -202,7 +205,8 @@ class Update:
     objective : Objective
         The loss.
     data : Batch
-        All rows; only their shapes and the sizes of the groups are kept.
+        All rows, or as many as a step has where they come from files; only their shapes and the sizes of the
+        groups are kept.
     size : int
         Rows per step.
     clip : float
@@ -219,7 +223,14 @@ class Update:
         self.frame = replace(data.map(lambda tensor: tensor[:0]), size=size)
         sizes = {group.name: group.size for group in objective.module.spec.groups}
         self.dummies = {name: sizes[name] for name in sparse}
-        self.scales = {name: _group_scales(data, name, sizes[name], size) for name in sparse}
+        self.partial = data.size < data.n_rows
+        counts = {group.name: group.counts for group in objective.module.spec.groups}
+        self.scales = {
+            name: _row_shares(counts[name], data, size)
+            if self.partial
+            else _group_scales(data, name, sizes[name], size)
+            for name in sparse
+        }
 
     # --- the batch -------------------------------------------------------------------------------------
 
@@ -250,9 +261,18 @@ class Update:
             batch[f"codes.{name}"] = codes
             # Values are rows of what `values` gathers, not of the whole tables.
             batch[f"present.{name}"] = torch.arange(self.size, device=rows.device).expand(rows.shape)
-            batch[f"group_scale.{name}"] = self.scales[name][groups]
+            batch[f"group_scale.{name}"] = self._group_scale(name, groups, codes)
             present[name] = groups
         return batch, present
+
+    def _group_scale(self, name: str, groups: Tensor, codes: Tensor) -> Tensor:
+        """Factor of the divergence of each present group: its share of an epoch's steps, as an estimate."""
+        scale = self.scales[name][groups]
+        if not self.partial:
+            return scale
+        # Rows of files are not shuffled as a whole, so that the chance of a group to be in a batch is not
+        # known. Its rows here over its rows in the data sum to one over an epoch, however they are ordered.
+        return scale * torch.zeros_like(scale).scatter_add(-1, codes, torch.ones_like(scale))
 
     # --- parameters and their gradient -----------------------------------------------------------------
 
@@ -374,6 +394,7 @@ class Update:
         state[f"count.{group}"].index_put_((places,), count)
         copies = self.size if rate.dim() else 1
         rates = rate.repeat_interleave(copies) if rate.dim() else rate
+        rates = rates * _RARE if self.partial else rates
         for name in (name for name, owner in self.layout.tables.items() if owner == group):
             keys = (name, f"{name}.mean", f"{name}.square")
             own = {key: state[key][places].reshape(len(places), -1) for key in keys}
@@ -418,3 +439,9 @@ def _group_scales(data: Batch, group: str, size: int, rows: int) -> Tensor:
     counts = torch.bincount(data.codes[group], minlength=size)
     scale = 1.0 / inclusion_probability(counts, data.n_rows, rows)
     return torch.cat([scale, scale.new_zeros(1)])
+
+
+def _row_shares(counts: Sequence[int], data: Batch, rows: int) -> Tensor:
+    """Steps of an epoch over the rows of each group; 0 for padding."""
+    each = torch.tensor(counts, dtype=torch.float64, device=data.device)
+    return torch.cat([data.n_rows / rows / each, each.new_zeros(1)])

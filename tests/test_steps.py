@@ -52,13 +52,13 @@ def test_fits_by_graph_are_eager_fits(batch_size, unmoved_rng):
 def test_restarts_stop_each_at_its_own_time(monkeypatch):
     """Side by side, a restart that has stopped stays where it is until the last one stops."""
     actions = iter(["go", "stop", "stop"])  # first window: restarts 0 and 1; second window: restart 0
-    monkeypatch.setattr("pyro_armed.training._Plateau.update", lambda self, window: next(actions))
+    monkeypatch.setattr("pyro_armed.training.Plateau.update", lambda self, window: next(actions))
     objectives = [objective_of(seed) for seed in range(2)]
     results = run(objectives, "trace", max_steps=400, batch_size=7)
     assert [len(result.elbo) for result in results] == [200, 100]
     assert all(result.converged for result in results)
     alone = objective_of(1)
-    monkeypatch.setattr("pyro_armed.training._Plateau.update", lambda self, window: "stop")
+    monkeypatch.setattr("pyro_armed.training.Plateau.update", lambda self, window: "stop")
     train(
         alone,
         alone.module.data,

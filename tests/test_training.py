@@ -15,9 +15,9 @@ from pyro_armed.errors import ArgumentError
 from pyro_armed.guides import MeanFieldGuide
 from pyro_armed.objective import LossParts, Objective
 from pyro_armed.training import (
+    Plateau,
     TrainingResult,
     TrainingSettings,
-    _Plateau,
     no_validation,
     single_thread,
     train,
@@ -136,7 +136,7 @@ def test_the_adversary_is_trained_watched_and_its_weight_warms_up():
 
 
 def test_training_does_not_stop_before_the_adversarys_weight_has_risen(monkeypatch):
-    monkeypatch.setattr(_Plateau, "update", lambda self, window: "stop")
+    monkeypatch.setattr(Plateau, "update", lambda self, window: "stop")
 
     def steps(warmup):
         settings = pa.Adversary(1.0, warmup=warmup)
@@ -208,7 +208,7 @@ def test_one_bad_step_does_no_harm():
 
 
 def test_plateau_decays_twice_and_stops():
-    plateau = _Plateau()
+    plateau = Plateau()
     noise = 0.1 * torch.randn(100, generator=torch.Generator().manual_seed(0))
     rising = [plateau.update(noise + step) for step in range(5)]
     flat = [plateau.update(noise + 4.0) for _ in range(9)]
@@ -217,11 +217,11 @@ def test_plateau_decays_twice_and_stops():
 
 
 def test_a_rise_within_the_noise_is_none():
-    plateau = _Plateau(decays=0, patience=0)
+    plateau = Plateau(decays=0, patience=0)
     noise = torch.randn(100, generator=torch.Generator().manual_seed(0))
     assert plateau.update(noise) == "go"
     assert plateau.update(noise + 0.02) == "stop"
-    plateau = _Plateau(decays=0, patience=0)
+    plateau = Plateau(decays=0, patience=0)
     plateau.update(noise)
     assert plateau.update(noise + 1.0) == "go"
 

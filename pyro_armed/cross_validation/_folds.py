@@ -68,7 +68,8 @@ def grouped_rows(model: ARMED, data: Any, group: str | None) -> Grouped:
         For missing labels, and a group that is called ``"all"``.
     """
     training = model._training
-    assert training is not None  # noqa: S101 - the model was just made
+    if training is None:
+        raise ArgumentError("Cross-validation needs the rows in memory: pass pandas.read_parquet(path).")
     codes = {name: values.cpu().numpy() for name, values in training.batch.codes.items()}
     rows = np.asarray(training.index, dtype=np.int64)
     if group is None and not model.spec.blocks:

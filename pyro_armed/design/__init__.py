@@ -2,5 +2,6 @@
 
 from pyro_armed.design._encoded import Encoded
 from pyro_armed.design._formula import FormulaDesign
+from pyro_armed.design._streamed import StreamedDesign
 
-__all__ = ["Encoded", "FormulaDesign"]
+__all__ = ["Encoded", "FormulaDesign", "StreamedDesign"]

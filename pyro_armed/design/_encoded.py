@@ -19,9 +19,11 @@ from pyro_armed.spec import Group, ModelSpec, Predictor
 
 __all__ = [
     "Encoded",
+    "ResponseMoments",
     "as_tensor",
     "encode_groups",
     "model_spec",
+    "response_moments",
     "row_weights",
     "spec_from_config",
     "spec_to_config",
@@ -149,14 +151,31 @@ def _start(family: Family, response: Response, weights: np.ndarray | None) -> fl
     return float(family.start(response.y * weights, trials * weights))
 
 
-def model_spec(
-    family: Family,
-    response: Response,
-    predictors: Sequence[Predictor],
-    groups: Mapping[str, GroupIndex],
-    weights: np.ndarray | None = None,
-) -> ModelSpec:
-    """The specification of a model, once its predictors and groups are known.
+@dataclass(frozen=True)
+class ResponseMoments:
+    """What a specification needs to know of the response.
+
+    Attributes
+    ----------
+    name : str
+        Name of the response.
+    levels : list or None
+        Labels in the order of their codes.
+    n_rows : int
+        Rows N.
+    scale, center : float
+        ``response_scale`` and ``response_center`` of the specification.
+    """
+
+    name: str
+    levels: list[Any] | None
+    n_rows: int
+    scale: float
+    center: float
+
+
+def response_moments(family: Family, response: Response, weights: np.ndarray | None) -> ResponseMoments:
+    """Moments of a training response.
 
     Parameters
     ----------
@@ -164,12 +183,44 @@ def model_spec(
         Response family.
     response : Response
         Training response.
+    weights : numpy.ndarray, shape (N,), optional
+        Row weights.
+
+    Returns
+    -------
+    ResponseMoments
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale = float(np.sqrt(np.cov(response.y, aweights=weights, ddof=0))) if family.identity_scale else 1.0
+        center = _start(family, response, weights)
+    return ResponseMoments(response.name, response.levels, len(response.y), scale, center)
+
+
+def model_spec(
+    family: Family,
+    response: Response | ResponseMoments,
+    predictors: Sequence[Predictor],
+    groups: Mapping[str, GroupIndex],
+    weights: np.ndarray | None = None,
+    *,
+    weighted: bool | None = None,
+) -> ModelSpec:
+    """The specification of a model, once its predictors and groups are known.
+
+    Parameters
+    ----------
+    family : Family
+        Response family.
+    response : Response or ResponseMoments
+        Training response, or what is known of it.
     predictors : sequence of Predictor
         That of the mean first.
     groups : mapping of str to GroupIndex
         Grouping factors.
     weights : numpy.ndarray, shape (N,), optional
         Row weights: a row of weight 2 counts twice in means and sds too.
+    weighted : bool, optional
+        Whether rows have weights; None: if ``weights`` are given.
 
     Returns
     -------
@@ -180,25 +231,23 @@ def model_spec(
     DataError
         For names that stand for two things, and for group effects that the noise cannot be told from.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        scale = float(np.sqrt(np.cov(response.y, aweights=weights, ddof=0))) if family.identity_scale else 1.0
-        center = _start(family, response, weights)
-    if not np.isfinite([scale, center]).all():
+    known = response if isinstance(response, ResponseMoments) else response_moments(family, response, weights)
+    if not np.isfinite([known.scale, known.center]).all():
         raise DataError(
             f"The response '{response.name}' has numbers too large for their sd to be computed; rescale it."
         )
     spec = ModelSpec(
-        response=response.name,
+        response=known.name,
         family=family,
         predictors=tuple(predictors),
         groups=tuple(Group(n, tuple(i.labels), tuple(i.counts.tolist())) for n, i in groups.items()),
-        n_rows=len(response.y),
-        levels=tuple(response.levels or ()),
-        response_scale=scale,
-        response_center=center,
+        n_rows=known.n_rows,
+        levels=tuple(known.levels or ()),
+        response_scale=known.scale,
+        response_center=known.center,
     )
     _refuse_clashes(spec)
-    if weights is None:
+    if not (weights is not None if weighted is None else weighted):
         _refuse_unidentified(spec)
     return spec
 

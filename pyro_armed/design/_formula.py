@@ -14,6 +14,7 @@ from pyro_armed.batch import Batch
 from pyro_armed.design._columns import FormulaColumns
 from pyro_armed.design._encoded import (
     Encoded,
+    ResponseMoments,
     as_tensor,
     encode_groups,
     model_spec,
@@ -34,11 +35,11 @@ from pyro_armed.families import Family, Response
 from pyro_armed.formula import FEATURES, quote
 from pyro_armed.groups import GroupIndex
 from pyro_armed.predictors import PredictorColumns
-from pyro_armed.spec import EffectBlock, ModelSpec, Predictor, Term, with_layers
+from pyro_armed.spec import EffectBlock, Group, ModelSpec, Predictor, Term, with_layers
 from pyro_armed.terms import CommonTerms, unsafe_calls
 from pyro_armed.within_between import WithinBetween
 
-__all__ = ["FormulaDesign"]
+__all__ = ["FormulaDesign", "Values"]
 
 _CONFIG_ERRORS = (KeyError, TypeError, IndexError, AttributeError, ValueError)
 
@@ -186,6 +187,31 @@ class FormulaDesign:
             encoded = replace(encoded, batch=replace(encoded.batch, trials=self._tensor(trials)))
         return encoded
 
+    def group_index(self, name: str) -> GroupIndex:
+        """The groups of a grouping factor; KeyError if there is none."""
+        return self._groups[name]
+
+    def with_groups(self, groups: Mapping[str, GroupIndex]) -> FormulaDesign:
+        """The same design for some of the groups; labels of the others are new to it.
+
+        Parameters
+        ----------
+        groups : mapping of str to GroupIndex
+            In the place of the grouping factors of the same names.
+
+        Returns
+        -------
+        FormulaDesign
+            Without `training`.
+        """
+        other = FormulaDesign.__new__(FormulaDesign)
+        other.__dict__.update({name: value for name, value in vars(self).items() if name != "training"})
+        other._groups = {**self._groups, **groups}
+        other.spec = self.spec.with_groups(
+            {name: Group(name, tuple(i.labels), tuple(i.counts.tolist())) for name, i in groups.items()}
+        )
+        return other
+
     # --- terms and groups --------------------------------------------------------------------------------
 
     def _common_text(self, parameter: str) -> str:
@@ -214,9 +240,9 @@ class FormulaDesign:
 
     # --- the specification -------------------------------------------------------------------------------
 
-    def _evaluate(self, clean: pd.DataFrame, unseen_levels: str) -> _Values:
+    def _evaluate(self, clean: pd.DataFrame, unseen_levels: str) -> Values:
         """Columns of every predictor and every effect block."""
-        return _Values(
+        return Values(
             len(clean),
             {parameter: terms.evaluate(clean, unseen_levels) for parameter, terms in self._common.items()},
             [effects.evaluate(clean, unseen_levels)[0] for effects in self._effects],
@@ -227,7 +253,14 @@ class FormulaDesign:
             return None
         return row_weights(frame[self.weights], f"in column '{self.weights}'")
 
-    def _specify(self, values: _Values, response: Response, weights: np.ndarray | None) -> ModelSpec:
+    def _specify(
+        self,
+        values: Values,
+        response: Response | ResponseMoments,
+        weights: np.ndarray | None,
+        *,
+        weighted: bool | None = None,
+    ) -> ModelSpec:
         blocks: dict[str, list[EffectBlock]] = {parameter: [] for parameter in self._columns.parsed}
         effects = iter(zip(self._effects, values.effects, strict=True))
         for parameter, parsed in self._columns.parsed.items():
@@ -255,7 +288,7 @@ class FormulaDesign:
                     inputs=network_terms(columns, common.labels, weights=weights) if network else (),
                 )
             )
-        return model_spec(self.family, response, predictors, self._groups, weights=weights)
+        return model_spec(self.family, response, predictors, self._groups, weights=weights, weighted=weighted)
 
     # --- rows as tensors ---------------------------------------------------------------------------------
 
@@ -263,7 +296,7 @@ class FormulaDesign:
         self,
         frame: pd.DataFrame,
         labels: Mapping[str, np.ndarray],
-        values: _Values,
+        values: Values,
         response: Response | None,
         index: np.ndarray,
     ) -> Encoded:
@@ -399,8 +432,8 @@ class FormulaDesign:
         }
 
 
-class _Values:
-    """Evaluated columns of some rows.
+class Values:
+    """Evaluated columns of some rows, or their moments.
 
     Parameters
     ----------
@@ -415,7 +448,7 @@ class _Values:
     def __init__(
         self,
         n_rows: int,
-        common: dict[str, tuple[dict[str, np.ndarray], np.ndarray]],
-        effects: list[dict[str, np.ndarray]],
+        common: dict[str, tuple[dict[str, Any], np.ndarray]],
+        effects: list[dict[str, Any]],
     ):
         self.n_rows, self.common, self.effects = n_rows, common, effects

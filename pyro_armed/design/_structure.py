@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,33 +12,78 @@ from pyro_armed.formula import GroupTerm
 from pyro_armed.spec import EffectBlock, Term, feature_term
 from pyro_armed.terms import CommonTerms
 
-__all__ = ["formula_block", "linear_terms", "network_terms", "refuse_repeated", "standardised"]
+__all__ = ["Moments", "formula_block", "linear_terms", "network_terms", "refuse_repeated", "standardised"]
 
-Columns = Mapping[str, np.ndarray]
 Labels = Mapping[str, tuple[str, ...]]
 
 
-def _moments(
-    name: str, columns: np.ndarray, weights: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Means and sds of columns, and which have the same value in every row but for rounding."""
+@dataclass(frozen=True)
+class Moments:
+    """What a specification needs to know of a term's columns.
+
+    Attributes
+    ----------
+    center, scale : numpy.ndarray, shape (K,)
+        Means and sds.
+    constant : numpy.ndarray, shape (K,)
+        Columns that have the same value in every row but for rounding.
+    zero : numpy.ndarray, shape (K,)
+        Those of them that are zero.
+    plain : numpy.ndarray, shape (K,)
+        Columns of zeros and ones.
+    """
+
+    center: np.ndarray
+    scale: np.ndarray
+    constant: np.ndarray
+    zero: np.ndarray
+    plain: np.ndarray
+
+    def checked(self, name: str) -> Moments:
+        """Raise where an sd cannot be computed.
+
+        Parameters
+        ----------
+        name : str
+            The term, for the message.
+
+        Returns
+        -------
+        Moments
+
+        Raises
+        ------
+        DataError
+            For numbers that are too large.
+        """
+        if not (np.isfinite(self.center).all() and np.isfinite(self.scale).all()):
+            raise DataError(
+                f"The predictor '{name}' has numbers too large for their sd to be computed; rescale it."
+            )
+        return self
+
+
+Columns = Mapping[str, np.ndarray | Moments]
+
+
+def _moments(name: str, columns: np.ndarray | Moments, weights: np.ndarray | None) -> Moments:
+    """Moments of columns, or those that a pass over the rows has found."""
+    if isinstance(columns, Moments):
+        return columns.checked(name)
     with np.errstate(over="ignore", invalid="ignore"):
         center = np.average(columns, axis=0, weights=weights)
         scale = np.sqrt(np.average((columns - center) ** 2, axis=0, weights=weights))
-    if not (np.isfinite(center).all() and np.isfinite(scale).all()):
-        raise DataError(
-            f"The predictor '{name}' has numbers too large for their sd to be computed; rescale it."
-        )
-    return center, scale, scale <= 1e-12 * np.abs(columns).max(axis=0, initial=0.0)
+        constant = np.asarray(scale <= 1e-12 * np.abs(columns).max(axis=0, initial=0.0))
+    plain = np.asarray(np.isin(columns, (0.0, 1.0)).all(axis=0))
+    return Moments(center, scale, constant, np.asarray(constant & (columns[0] == 0)), plain).checked(name)
 
 
-def _useless(columns: np.ndarray, constant: np.ndarray, intercept: bool) -> np.ndarray:
+def _useless(found: Moments, intercept: bool) -> np.ndarray:
     """Columns that are an intercept by another name, or nothing at all.
 
     Zero columns beside others stay: an interaction of factors has one for each combination without rows.
     """
-    zero = constant & (columns[0] == 0)
-    return (constant & ~zero & intercept) | (zero & zero.all())
+    return (found.constant & ~found.zero & intercept) | (found.zero & found.zero.all())
 
 
 def linear_terms(
@@ -51,8 +97,8 @@ def linear_terms(
 
     Parameters
     ----------
-    values : mapping of str to numpy.ndarray, shape (N, K)
-        Columns of each term.
+    values : mapping of str to numpy.ndarray, shape (N, K), or Moments
+        Columns of each term, or what is known of them.
     labels : mapping of str to tuple of str
         Their labels; empty for scalar terms.
     centered : bool
@@ -73,8 +119,8 @@ def linear_terms(
     """
     terms = []
     for name, columns in values.items():
-        center, scale, constant = _moments(name, columns, weights)
-        useless = _useless(columns, constant, centered)
+        found = _moments(name, columns, weights)
+        useless = _useless(found, centered)
         if useless.any():
             if skip:
                 continue
@@ -82,8 +128,8 @@ def linear_terms(
             raise DataError(
                 f"The predictor '{label}' has the same value in every row; leave it out of the formula."
             )
-        scale[constant] = 1.0
-        center = center if centered else np.zeros_like(center)
+        scale = np.where(found.constant, 1.0, found.scale)
+        center = found.center if centered else np.zeros_like(found.center)
         terms.append(Term(name, tuple(center.tolist()), tuple(scale.tolist()), labels[name]))
     return tuple(terms)
 
@@ -95,8 +141,8 @@ def network_terms(
 
     Parameters
     ----------
-    values : mapping of str to numpy.ndarray, shape (N, K)
-        Columns of each term.
+    values : mapping of str to numpy.ndarray, shape (N, K), or Moments
+        Columns of each term, or what is known of them.
     labels : mapping of str to tuple of str
         Their labels; empty for scalar terms.
     standardize : bool
@@ -110,9 +156,10 @@ def network_terms(
     """
     terms = []
     for name, columns in values.items():
-        center, scale, constant = _moments(name, columns, weights)
-        plain = np.isin(columns, (0.0, 1.0)).all(axis=0) | (not standardize)
-        center[plain], scale[plain | constant] = 0.0, 1.0
+        found = _moments(name, columns, weights)
+        plain = found.plain | (not standardize)
+        center = np.where(plain, 0.0, found.center)
+        scale = np.where(plain | found.constant, 1.0, found.scale)
         terms.append(Term(name, tuple(center.tolist()), tuple(scale.tolist()), labels[name]))
     return tuple(terms)
 
@@ -126,8 +173,8 @@ def effect_terms(
     ----------
     intercept : bool
         Whether groups have an intercept.
-    values : mapping of str to numpy.ndarray, shape (N, K)
-        Columns of each slope.
+    values : mapping of str to numpy.ndarray, shape (N, K), or Moments
+        Columns of each slope, or what is known of them.
     labels : mapping of str to tuple of str
         Their labels; empty for scalar slopes.
     features : bool
@@ -146,14 +193,14 @@ def effect_terms(
     """
     terms = [Term("1", (0.0,), (1.0,))] if intercept else []
     for name, columns in values.items():
-        _, scale, constant = _moments(name, columns, weights)
-        useless = _useless(columns, constant, intercept)
+        found = _moments(name, columns, weights)
+        useless = _useless(found, intercept)
         if useless.any():
             raise DataError(
                 f"The group-specific slope on '{name}' has the same value in every row; leave it out."
             )
-        scale[constant] = 1.0
-        terms.append(Term(name, (0.0,) * columns.shape[1], tuple(scale.tolist()), labels[name]))
+        scale = np.where(found.constant, 1.0, found.scale)
+        terms.append(Term(name, (0.0,) * len(scale), tuple(scale.tolist()), labels[name]))
     return (*terms, feature_term(0)) if features else tuple(terms)
 
 
@@ -218,7 +265,7 @@ def refuse_repeated(blocks: Sequence[EffectBlock]) -> None:
             seen.add(name)
 
 
-def standardised(terms: Sequence[Term], values: Columns, n_rows: int) -> np.ndarray:
+def standardised(terms: Sequence[Term], values: Mapping[str, np.ndarray], n_rows: int) -> np.ndarray:
     """Columns of all terms, centred and scaled, shape (N, K)."""
     if not terms:
         return np.empty((n_rows, 0))

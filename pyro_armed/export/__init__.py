@@ -13,6 +13,7 @@ from pyro_armed.export._parameters import (
 )
 from pyro_armed.export._rows import constant_dataset, observed_dataset, pointwise
 from pyro_armed.export._tables import to_arviz, variable_name
+from pyro_armed.export._written import write_posterior
 
 __all__ = [
     "build_idata",
@@ -27,4 +28,5 @@ __all__ = [
     "sample_stats_dataset",
     "to_arviz",
     "variable_name",
+    "write_posterior",
 ]

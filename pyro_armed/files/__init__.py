@@ -3,7 +3,9 @@
 One safetensors file: all tensors and arrays, and in its header's metadata a JSON description of the rest.
 """
 
+from pyro_armed.files._container import read as read_container
+from pyro_armed.files._container import write as write_container
 from pyro_armed.files._model import restore, save
 from pyro_armed.files._whole import write_netcdf, write_whole
 
-__all__ = ["restore", "save", "write_netcdf", "write_whole"]
+__all__ = ["read_container", "restore", "save", "write_container", "write_netcdf", "write_whole"]

@@ -15,6 +15,7 @@ from pyro_armed.adversary import Adversary
 from pyro_armed.arrays import ArrayDesign
 from pyro_armed.batch import Batch
 from pyro_armed.design import FormulaDesign
+from pyro_armed.effect_tables import EffectTables
 from pyro_armed.errors import ArgumentError, ArmedError, FileFormatError, NotFittedError
 from pyro_armed.families import Family
 from pyro_armed.files import _arviz, _networks
@@ -139,7 +140,7 @@ def _restore(
     model.adversary = None if header["adversary"] is None else Adversary.from_config(header["adversary"])
     model.fixed_effects_weight = header["fixed_effects_weight"]
     model._arguments = None
-    model._training, model._plan, model.spec = None, None, model._design.spec
+    model._training, model._sample, model._plan, model.spec = None, None, None, model._design.spec
     found: list[Any] = [None]
     layer = None
     if header["network"] is not None:
@@ -176,9 +177,32 @@ def _pack_chains(
             for name, value in getattr(chain, part).items():
                 tensors[f"chain.{number}.{part}.{name}"] = value
         tensors[f"chain.{number}.trace"] = chain.trace
+        tables = _pack_tables(number, chain, tensors)
         module = next(i for i, one in enumerate(modules) if one is chain.module)
-        described.append({"module": module, **{part: list(getattr(chain, part)) for part in _PARTS}})
+        parts = {part: list(getattr(chain, part)) for part in _PARTS}
+        described.append({"module": module, "tables": tables, **parts})
     return described
+
+
+def _pack_tables(number: int, chain: Chain, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
+    """The guide's tables of effects whose draws are not held."""
+    tables = chain.tables
+    if tables is None:
+        return None
+    for name in tables.groups:
+        tensors[f"chain.{number}.location.{name}"] = tables.locations[name]
+        tensors[f"chain.{number}.scale.{name}"] = tables.scales[name]
+    return {"groups": tables.groups, "draws": tables.draws, "seed": tables.seed}
+
+
+def _unpack_tables(
+    number: int, described: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]
+) -> EffectTables | None:
+    if described is None:
+        return None
+    locations = {name: tensors[f"chain.{number}.location.{name}"] for name in described["groups"]}
+    scales = {name: tensors[f"chain.{number}.scale.{name}"] for name in described["groups"]}
+    return EffectTables(dict(described["groups"]), locations, scales, described["draws"], described["seed"])
 
 
 def _unpack_chain(
@@ -190,7 +214,9 @@ def _unpack_chain(
     parts = {
         part: {name: tensors[f"chain.{number}.{part}.{name}"] for name in described[part]} for part in _PARTS
     }
-    return Chain(modules[described["module"]], trace=tensors[f"chain.{number}.trace"], **parts)
+    tables = _unpack_tables(number, described.get("tables"), tensors)
+    trace = tensors[f"chain.{number}.trace"]
+    return Chain(modules[described["module"]], trace=trace, tables=tables, **parts)
 
 
 def _pack_guide(model: Any, tensors: dict[str, Tensor]) -> str | None:

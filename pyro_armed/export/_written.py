@@ -1,0 +1,134 @@
+"""Posterior draws written to netCDF some groups at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import h5netcdf
+import h5py
+import numpy as np
+import torch
+import xarray as xr
+from tqdm.auto import tqdm
+
+from pyro_armed.errors import ArgumentError
+from pyro_armed.export._parameters import posterior_dataset
+from pyro_armed.export._tables import coordinate, plain_attributes
+from pyro_armed.module import group_plate
+from pyro_armed.posterior import Posterior
+from pyro_armed.some_groups import blocks_of, posterior_of
+
+__all__ = ["write_posterior"]
+
+# Draws of one chain that are made at a time: a few hundred MiB with all that they pass through.
+_NUMBERS = 4_000_000
+_TYPES = ("float32", "float64")
+
+
+def write_posterior(
+    posterior: Posterior,
+    path: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+    progressbar: bool = True,
+) -> None:
+    """Write the draws of all parameters and of the effects of all groups, a block of groups at a time.
+
+    Parameters
+    ----------
+    posterior : Posterior
+        Draws, held or not.
+    path : path-like
+        A netCDF file, which is whole or not there.
+    dtype : {"float32", "float64"}
+        Precision of the draws in the file.
+    progressbar : bool
+        Whether to show progress.
+
+    Raises
+    ------
+    ArgumentError
+        For another precision.
+    FileNotFoundError
+        Where the folder does not exist.
+    """
+    path = Path(path)
+    if dtype not in _TYPES:
+        raise ArgumentError(f"dtype={dtype!r} is not 'float32' or 'float64'.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder '{path.parent}'; make it first.")
+    spec = posterior.chains[0].module.spec
+    draft = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    total = sum(group.size for group in spec.groups)
+    try:
+        with (
+            h5netcdf.File(draft, "w") as file,
+            tqdm(total=total, desc="groups", disable=not progressbar, leave=False) as bar,
+        ):
+            file.attrs.update(plain_attributes(posterior.attributes))
+            written = _Written(file.create_group("posterior"), posterior, dtype)
+            for group in spec.groups:
+                start = 0
+                for dataset, size in _blocks(posterior, group.name):
+                    written.add(dataset, group.name, start)
+                    start += size
+                    bar.update(size)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _blocks(posterior: Posterior, group: str) -> Iterator[tuple[xr.Dataset, int]]:
+    """Datasets of successive groups of one factor, and one group of each other."""
+    first = {one.name: torch.zeros(1, dtype=torch.long) for one in posterior.chains[0].module.spec.groups}
+    for codes in blocks_of(posterior, group, _NUMBERS // len(posterior.chains)):
+        yield posterior_dataset(posterior_of(posterior, {**first, group: codes})), len(codes)
+
+
+class _Written:
+    """The group ``posterior`` of a file in the making."""
+
+    def __init__(self, group: Any, posterior: Posterior, dtype: str):
+        self.group, self.dtype = group, dtype
+        spec = posterior.chains[0].module.spec
+        self.labels = {group_plate(one.name): one.labels for one in spec.groups}
+
+    def add(self, dataset: xr.Dataset, factor: str, start: int) -> None:
+        """Write what is not there yet, and the effects of the factor's groups from ``start`` on."""
+        dim = group_plate(factor)
+        for name, values in dataset.coords.items():
+            if str(name) not in self.group.dimensions:
+                own = self.labels.get(str(name))
+                self._coordinate(str(name), values.to_numpy() if own is None else coordinate(own))
+        for name, array in dataset.data_vars.items():
+            dims = tuple(map(str, array.dims))
+            if name not in self.group.variables:
+                self._create(str(name), dims)
+                if not set(dims) & set(self.labels):
+                    self.group.variables[name][...] = array.to_numpy()
+            if dim in dims:
+                place = tuple(
+                    slice(start, start + array.sizes[one]) if one == dim else slice(None) for one in dims
+                )
+                self.group.variables[name][place] = array.to_numpy().astype(self.dtype)
+
+    def _coordinate(self, name: str, values: np.ndarray) -> None:
+        self.group.dimensions[name] = len(values)
+        text = values.dtype.kind not in "if"
+        kind: Any = h5py.string_dtype() if text else values.dtype
+        self.group.create_variable(name, (name,), kind)[...] = values.astype(object) if text else values
+
+    def _create(self, name: str, dims: tuple[str, ...]) -> None:
+        sizes = [self.group.dimensions[dim].size for dim in dims]
+        chunks = None
+        if set(dims) & set(self.labels):
+            # Whole chains of a few groups: what plots and summaries of some groups read.
+            chunks = tuple(
+                1 if dim == "chain" else min(size, 256) if dim in self.labels else size
+                for dim, size in zip(dims, sizes, strict=True)
+            )
+        self.group.create_variable(name, dims, self.dtype, chunks=chunks)

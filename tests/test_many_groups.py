@@ -1,0 +1,118 @@
+"""Posteriors of some groups, and those of all in a file."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import pyro_armed as pa
+from pyro_armed import streamed_fit
+from pyro_armed.errors import ArgumentError, ConvergenceWarning, NotFittedError, UnseenGroupError
+from pyro_armed.export import _written
+
+FORMULA = "y ~ x1 + (1 + x1 | group) + (1 | site)"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.ARMED, pa.ARMED]:
+    """The same fit twice: with draws of all effects, and without."""
+    path = tmp_path_factory.mktemp("rows") / "rows.parquet"
+    frame = pa.simulate.mixed_model(60, 5, sds=(1.0, 0.5), seed=0).frame
+    frame.assign(site=np.arange(300) % 7).to_parquet(path, row_group_size=100)
+    how = {"guide": "mean_field", "restarts": 2, "draws": 30, "epochs": 3, "batch_size": 20}
+    made = []
+    for held in (True, False):
+        with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            if not held:
+                patch.setattr(streamed_fit, "HELD", 100)
+            model = pa.ARMED(FORMULA, path)
+            model.fit(**how, compile="off", early_stopping=False, progressbar=False)  # type: ignore[arg-type]
+        made.append(model)
+    return made[0], made[1]
+
+
+def test_some_groups_have_the_effects_of_all(models: tuple[pa.ARMED, pa.ARMED]) -> None:
+    held, loose = models
+    labels = list(held.spec.group("group").labels)[5:2:-2]
+    expected = held.idata["posterior"]["x1|group"].sel(group__factor_dim=sorted(labels))
+    for model in models:
+        some = model.of_groups({"group": labels})
+        posterior = some.idata["posterior"]
+        np.testing.assert_array_equal(posterior["x1|group"], expected)
+        assert posterior["x1|group"]["group__factor_dim"].values.tolist() == sorted(labels)
+        assert posterior["1|site"].shape == (2, 30, 7)
+        assert some.spec.group("group").size == 2
+        with pytest.raises(NotFittedError):
+            some.fit()
+    assert loose._posterior is not None
+    assert not loose._posterior.is_held
+
+
+def test_labels_and_factors_that_are_not_there_are_refused(models: tuple[pa.ARMED, pa.ARMED]) -> None:
+    held, _ = models
+    with pytest.raises(UnseenGroupError, match="'group'"):
+        held.of_groups({"group": ["nobody"]})
+    with pytest.raises(ArgumentError, match="no grouping factor"):
+        held.of_groups({"ward": [1]})
+    arrays = pa.ARMED.from_arrays(
+        np.arange(4.0)[:, None], np.arange(4.0), groups={"g": [0, 0, 1, 1]}, columns=["x"]
+    )
+    with pytest.raises(NotFittedError):
+        arrays.of_groups({"g": [0]})
+
+
+def test_a_file_has_the_draws_of_all_groups(
+    models: tuple[pa.ARMED, pa.ARMED], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, _ = models
+    monkeypatch.setattr(_written, "_NUMBERS", 2 * 30 * 2 * 25)  # blocks of 25 groups
+    for model in models:
+        path = tmp_path / f"{model is held}.nc"
+        model.write_posterior(path, dtype="float64", progressbar=False)
+        with xr.open_dataset(path, group="posterior", engine="h5netcdf") as found:
+            expected = held.idata["posterior"]
+            assert set(found.data_vars) == set(expected.data_vars)
+            for name, values in expected.data_vars.items():
+                assert found[name].dims == values.dims
+                np.testing.assert_allclose(found[name], values, rtol=1e-12)
+            for dim in ("group__factor_dim", "site__factor_dim"):
+                assert found[dim].values.tolist() == expected[dim].values.tolist()
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["False.nc", "True.nc"]
+
+
+def test_files_are_whole_or_not_there(
+    models: tuple[pa.ARMED, pa.ARMED], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, _ = models
+    with pytest.raises(ArgumentError, match="dtype='float16'"):
+        held.write_posterior(tmp_path / "x.nc", dtype="float16")
+    with pytest.raises(FileNotFoundError):
+        held.write_posterior(tmp_path / "nowhere" / "x.nc")
+
+    def broken(*_: object) -> object:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(_written, "posterior_of", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        held.write_posterior(tmp_path / "x.nc", progressbar=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_network_is_shared(tmp_path: Path) -> None:
+    frame = pa.simulate.mixed_model(20, 5, seed=0).frame
+    model = pa.ARMED("y ~ x1 + (1 | group)", frame, network=pa.networks.MLP(hidden=(3,)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(guide="mean_field", restarts=1, draws=20, epochs=2, progressbar=False)
+    label = frame["group"].iloc[0]
+    some, rows = model.of_groups({"group": [label]}), frame[frame["group"] == label]
+    assert some.module.network is model.module.network
+    whole = model.predict(rows, kind="linear")["predictions"]["y"]
+    np.testing.assert_allclose(some.predict(rows, kind="linear")["predictions"]["y"], whole)
+    assert torch.equal(
+        some._fitted().chains[0].values["1|group"][:, 0], model._fitted().chains[0].values["1|group"][:, 0]
+    )
