@@ -117,17 +117,19 @@ class Acquisition:
         effects: pd.DataFrame,
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """The images as their groups take them, (N, H, W), and the bias fields, (C, H, W)."""
-        side = clean.shape[1]
-        field = 1 + self.strength * _BIAS * smooth_fields(rng, len(effects), *clean.shape[1:])
-        own = self.strength * self.jitter * rng.standard_normal((2, len(clean)))
-        gain = effects["gain"].to_numpy()[code] * np.exp(_GAIN * own[0])
-        offset = effects["offset"].to_numpy()[code] + _OFFSET * own[1]
-        images = clean * field[code]
-        for group, blur in enumerate(effects["blur"] * side / 32):
-            images[code == group] = gaussian_filter(images[code == group], (0.0, blur, blur), mode="nearest")
+        side, spread = clean.shape[1], self.jitter * rng.standard_normal((4, len(clean)))
+        field = self.strength * _BIAS * smooth_fields(rng, len(effects), *clean.shape[1:])
+        own = self.strength * self.jitter * _BIAS * smooth_fields(rng, len(clean), *clean.shape[1:])
+        images = clean * (1 + field[code] + own)
+        gain = effects["gain"].to_numpy()[code] * np.exp(self.strength * _GAIN * spread[0])
+        offset = effects["offset"].to_numpy()[code] + self.strength * _OFFSET * spread[1]
+        blur = effects["blur"].to_numpy()[code] * np.exp(_UNEVEN * spread[2]) * side / 32
+        noise = effects["noise"].to_numpy()[code] * np.exp(_UNEVEN * spread[3])
+        for row, sd in enumerate(blur):
+            images[row] = gaussian_filter(images[row], sd, mode="nearest")
         images = gain[:, None, None] * images + offset[:, None, None]
-        images += effects["noise"].to_numpy()[code, None, None] * rng.standard_normal(clean.shape)
-        return images.astype(np.float32), field
+        images += noise[:, None, None] * rng.standard_normal(clean.shape)
+        return images.astype(np.float32), 1 + field
 
 
 def standard_scores(rng: np.random.Generator, count: int, columns: int) -> NDArray[np.float64]:
