@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from pyro_armed.cli._commands import add_evaluate, add_fit, add_predict
 from pyro_armed.cli._demo import add_demo
+from pyro_armed.cli._reproduce import add_reproduce
 from pyro_armed.cli._text import HelpFormatter, say
 from pyro_armed.errors import ArmedError
 
@@ -33,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="pyro-armed", description=DESCRIPTION, epilog=EXAMPLE, formatter_class=HelpFormatter
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (add_demo, add_fit, add_predict, add_evaluate):
+    for add in (add_demo, add_fit, add_predict, add_evaluate, add_reproduce):
         add(commands)
     return parser
 

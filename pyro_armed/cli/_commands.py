@@ -18,12 +18,11 @@ from pyro_armed.cli._tables import (
     check_suffix,
     check_writable,
     read_table,
-    write_netcdf,
     write_table,
-    write_whole,
 )
 from pyro_armed.cli._text import HelpFormatter, say, table_text
 from pyro_armed.errors import ArgumentError
+from pyro_armed.files import write_netcdf, write_whole
 from pyro_armed.new_groups import MODES
 from pyro_armed.predict import KINDS
 

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from pyro_armed.armed import ARMED
-from pyro_armed.cli._tables import write_netcdf, write_whole
 from pyro_armed.cli._text import HelpFormatter, say, table_text
 from pyro_armed.errors import ConvergenceWarning, DataError
+from pyro_armed.files import write_netcdf, write_whole
 from pyro_armed.networks import MLP
 from pyro_armed.simulate import Spirals, spirals
 

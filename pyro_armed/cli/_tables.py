@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from pyro_armed.errors import DataError, FileFormatError
+from pyro_armed.files import write_whole
 from pyro_armed.spec import Group
 
 # What counts as missing in a CSV. Not "None": R's tables have it as a level, and readers that take it for
@@ -169,22 +169,6 @@ def check_writable(path: Path, known: tuple[str, ...]) -> Path:
     return path
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that it is whole or not there: beside its place first, then moved.
-
-    Parameters
-    ----------
-    path : Path
-        Where the file is to be.
-    write : callable
-        Writes to the path that it gets, which has the same name in a folder of its own.
-    """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".pyro-armed-") as folder:
-        draft = Path(folder) / path.name
-        write(draft)
-        os.replace(draft, path)
-
-
 def write_table(path: Path, frame: pd.DataFrame) -> None:
     """Write a data frame as CSV or Parquet, by the suffix.
 
@@ -199,16 +183,3 @@ def write_table(path: Path, frame: pd.DataFrame) -> None:
         write_whole(path, lambda draft: frame.to_csv(draft, index=False))
     else:
         write_whole(path, lambda draft: frame.to_parquet(draft, index=False))
-
-
-def write_netcdf(path: Path, idata: Any) -> None:
-    """Write an ArviZ object, `InferenceData` or `DataTree`, as netCDF.
-
-    Parameters
-    ----------
-    path : Path
-        Where to.
-    idata : arviz.InferenceData or xarray.DataTree
-        What.
-    """
-    write_whole(path, lambda draft: idata.to_netcdf(str(draft), engine="h5netcdf"))

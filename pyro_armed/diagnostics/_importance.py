@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,6 +90,7 @@ def importance(
     model: Any,
     data: Any = None,
     *,
+    groups: Mapping[str, Any] | None = None,
     kind: str = "linear",
     rows: int = _ROWS,
     draws: int = _DRAWS,
@@ -112,6 +114,8 @@ def importance(
         Fitted.
     data : DataFrame or array-like, optional
         Rows to average over; None: the training rows.
+    groups : mapping of str to array-like, shape (N,), optional
+        Labels of the groups of ``data``, for a model from arrays.
     kind : {"linear", "mean"}
         The prediction: the linear predictor (on the scale of the link), or the expected response, whose
         gradient counts little where the response is all but certain.
@@ -161,7 +165,7 @@ def importance(
         raise ArgumentError("kind='mean' needs a response with one mean; use kind='linear'.")
     if not mu.network and not mu.terms:
         raise ArgumentError("importance needs predictors; the model has none.")
-    whole = encoded_rows(model, data).batch
+    whole = encoded_rows(model, data, groups=groups).batch
     batch = some_rows(whole, rows, generator_for(seed, "importance"))
     scale = _column_sds(whole, mu)
     found = [_of_chain(chain, batch, scale, draws, kind) for chain in model._fitted().chains]

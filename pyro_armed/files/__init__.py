@@ -4,5 +4,6 @@ One safetensors file: all tensors and arrays, and in its header's metadata a JSO
 """
 
 from pyro_armed.files._model import restore, save
+from pyro_armed.files._whole import write_netcdf, write_whole
 
-__all__ = ["restore", "save"]
+__all__ = ["restore", "save", "write_netcdf", "write_whole"]
