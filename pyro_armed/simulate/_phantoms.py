@@ -18,7 +18,7 @@ from pyro_armed.simulate._checks import number, stream
 Floats = NDArray[np.float64]
 # Intensities, and the ventricle's mean half length with the sd of its log for a size of 1.
 _SKULL, _BRAIN, _CORE, _VENTRICLE = 0.9, 0.55, 0.75, 0.15
-_LENGTH, _SPREAD = 0.24, 0.16
+_LENGTH, _SPREAD = 0.22, 0.25
 
 
 def phantoms(
