@@ -6,6 +6,7 @@ the data and the truth behind them.
 
 from pyro_armed.simulate._acquisition import GroupImages
 from pyro_armed.simulate._cells import cells
+from pyro_armed.simulate._cohort import Cohort, cohort
 from pyro_armed.simulate._designs import crossed, nested, within_between
 from pyro_armed.simulate._images import SiteImages, site_images
 from pyro_armed.simulate._mixed import MixedData, MixedModelData, mixed_model
@@ -13,6 +14,7 @@ from pyro_armed.simulate._phantoms import phantoms
 from pyro_armed.simulate._spirals import ConfoundedSpirals, Spirals, confounded_spirals, spirals
 
 __all__ = [
+    "Cohort",
     "ConfoundedSpirals",
     "GroupImages",
     "MixedData",
@@ -20,6 +22,7 @@ __all__ = [
     "SiteImages",
     "Spirals",
     "cells",
+    "cohort",
     "confounded_spirals",
     "crossed",
     "mixed_model",
