@@ -4,7 +4,7 @@ Every function takes ``seed``, leaves the global random state alone and returns 
 the data and the truth behind them.
 """
 
-from pyro_armed.simulate._acquisition import GroupImages
+from pyro_armed.simulate._acquisition import GroupImages, group_logits
 from pyro_armed.simulate._cells import cells
 from pyro_armed.simulate._cohort import Cohort, cohort
 from pyro_armed.simulate._designs import crossed, nested, within_between
@@ -25,6 +25,7 @@ __all__ = [
     "cohort",
     "confounded_spirals",
     "crossed",
+    "group_logits",
     "mixed_model",
     "nested",
     "phantoms",

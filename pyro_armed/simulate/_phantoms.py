@@ -23,15 +23,15 @@ _LENGTH, _SPREAD = 0.22, 0.25
 
 def phantoms(
     n_sites: int = 12,
-    images_per_site: int = 150,
+    images_per_site: int = 120,
     *,
     unseen: int = 6,
     size: int = 32,
-    separation: float = 1.5,
+    separation: float = 1.2,
     strength: float = 1.0,
-    rate_sd: float = 1.5,
+    rate_sd: float = 2.0,
     confounding: float = 0.6,
-    jitter: float = 0.7,
+    jitter: float = 1.0,
     seed: int = 0,
 ) -> GroupImages:
     """Simulate slices of heads, healthy and ill, from scanners of several sites.
