@@ -20,7 +20,7 @@ from pyro_armed.reproduce._application import Application, Problem
 from pyro_armed.reproduce._sites import SiteTruth, measures, pictures, split, standardised
 from pyro_armed.simulate import GroupImages, group_logits, phantoms
 
-__all__ = ["DIAGNOSIS", "folder_images", "largest_groups"]
+__all__ = ["DIAGNOSIS", "SHOWN", "binary", "folder_images", "largest_groups"]
 
 _FIT = {"epochs": 20, "batch_size": 64, "learning_rate": 3e-3}
 _QUICK = {"epochs": 2, "batch_size": 64, "learning_rate": 3e-3, "draws": 10}
@@ -41,7 +41,7 @@ def _problem(seed: int, quick: bool, files: Sequence[Path]) -> Problem:
         seen = largest_groups(data.groups, _SITES)
         words = f"{len(data.images)} images of {len(set(data.groups.tolist()))} sites from {files[-1]}."
         effects, mask = {}, None
-        images, labels, groups = data.images, _binary(data.labels), data.groups
+        images, labels, groups = data.images, binary(data.labels), data.groups
     else:
         made = phantoms(4 if quick else _SITES, 24 if quick else 120, unseen=2 if quick else 6, seed=seed)
         images, labels, groups, seen, mask = made.images, made.labels, made.groups, made.seen, made.mask
@@ -87,7 +87,7 @@ def folder_images(files: Sequence[Path], quick: bool) -> Any:
     return image_folder(tables[0], folders[0] if folders else None, size=32)
 
 
-def _binary(labels: Any) -> NDArray[np.int64]:
+def binary(labels: Any) -> NDArray[np.int64]:
     levels = np.unique(labels)
     if len(levels) != 2:
         raise DataError(f"The column label has {len(levels)} different values; it needs two.")
@@ -107,7 +107,7 @@ SHOWN = (
     ("features", "leakage"),
     ("features", "leakage, limit"),
     ("effects", "r(logit)"),
-    ("effects", "sd left"),
+    ("effects", "moved"),
     ("saliency", "in structure"),
 )
 
@@ -120,7 +120,7 @@ DIAGNOSIS = Application(
     shown=SHOWN,
     note=(
         "Leakage: accuracy of a fresh probe of the site given the label, and the 97.5 % of chance. Effects: r "
-        "with the true log odds; the intercepts' posterior sd in prior sds. Saliency: share of Grad-CAM in "
+        "with the true log odds; how far the intercepts moved from the prior, in its sds. Saliency: share of Grad-CAM in "
         "the ventricles."
     ),
     reads="a CSV file with columns image, label, site, and the images' folder if it is another",

@@ -81,8 +81,8 @@ def measures(problem: Problem, name: str, fitted: Fitted, seed: int) -> pd.DataF
 
     Rows of the table: ("features", "leakage") is the accuracy of a fresh probe of the group given the
     response, beside ("features", "leakage, chance") and its 97.5 % ("features", "leakage, limit").
-    ("effects", "r(logit)") correlates groups' effects with their truth, ("effects", "sd left") is the
-    posterior sd of a group's intercept in prior sds: 1 where data have told nothing. ("saliency", "in
+    ("effects", "r(logit)") correlates groups' effects with their truth, ("effects", "moved") is how
+    far the posterior means of the groups' intercepts are from the prior's, in prior sds (root mean square). ("saliency", "in
     structure") is the share of Grad-CAM in the structure, beside its share of the pixels.
     """
     model, task, truth = fitted.model, problem.task, problem.truth
@@ -132,9 +132,11 @@ def _effects(model: ARMED, task: Task, truth: SiteTruth, seed: int) -> list[tupl
     posterior = model.idata["posterior"]
     intercept = f"1|{task.group}"
     if intercept in posterior:
-        ratio = posterior[intercept].std(("chain", "draw")) / posterior[f"{intercept}_sigma"].mean()
-        rows.append(("effects", "sd left", float(ratio.mean())))
+        moved = posterior[intercept].mean(("chain", "draw")) / posterior[f"{intercept}_sigma"].mean()
+        rows.append(("effects", "moved", float((moved**2).mean()) ** 0.5))
     for effect, true in truth.effects.items():
+        if effect != "logit" and not model.spec.layers:
+            continue
         if effect == "logit":
             estimate = site_effects(model, task, seed)
         else:
