@@ -87,8 +87,8 @@ def conversion(frame: pd.DataFrame) -> pd.DataFrame:
     known = baseline[converted | baseline["RID"].isin(later)]
     if known.empty:
         raise DataError(
-            "Nobody with a DX_bl of EMCI, LMCI or MCI has a baseline visit (VISCODE 'bl') and a DX at month 24 "
-            "or dementia before; the table needs the visits after baseline too."
+            "Nobody with a DX_bl of EMCI, LMCI or MCI has a baseline visit (VISCODE 'bl') and a DX at month "
+            "24 or dementia before; the table needs the visits after baseline too."
         )
     table = known[["RID", "SITE", *CONVERSION_COLUMNS]].reset_index(drop=True)
     table["SITE"] = table["SITE"].map(lambda site: f"{site:g}" if isinstance(site, float) else str(site))
@@ -111,5 +111,5 @@ def _check_columns(frame: pd.DataFrame) -> None:
     missing = [name for name in (*_KEYS, *CONVERSION_COLUMNS) if name not in frame.columns]
     if missing:
         raise DataError(
-            f"The table lacks the column(s) {', '.join(missing)} of ADNIMERGE.csv; add them under these names."
+            f"The table lacks the column(s) {', '.join(missing)} of ADNIMERGE.csv; add them by these names."
         )

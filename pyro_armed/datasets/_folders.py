@@ -36,7 +36,7 @@ class FolderImages:
 
 
 def image_folder(table: str | Path, folder: str | Path | None = None, *, size: int = 32) -> FolderImages:
-    """Read images that a CSV file lists.
+    r"""Read images that a CSV file lists.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def image_folder(table: str | Path, folder: str | Path | None = None, *, size: i
     >>> from PIL import Image
     >>> with tempfile.TemporaryDirectory() as where:
     ...     Image.new("L", (40, 40), 255).save(Path(where) / "a.png")
-    ...     _ = (Path(where) / "list.csv").write_text("image,label,site\\na.png,1,north\\n")
+    ...     _ = (Path(where) / "list.csv").write_text("image,label,site\na.png,1,north\n")
     ...     data = image_folder(Path(where) / "list.csv", size=16)
     >>> data.images.shape, float(data.images.mean()), data.groups.tolist()
     ((1, 16, 16), 1.0, ['north'])
@@ -82,10 +82,14 @@ def image_folder(table: str | Path, folder: str | Path | None = None, *, size: i
         raise DataError(f"'{table}' cannot be read as a CSV file: {error}.") from error
     missing = [name for name in ("image", "label", "site") if name not in rows.columns]
     if missing:
-        raise DataError(f"'{table}' lacks the column(s) {', '.join(missing)}; it needs image, label and site.")
+        raise DataError(
+            f"'{table}' lacks the column(s) {', '.join(missing)}; it needs image, label and site."
+        )
     for name in ("image", "label", "site"):
         if rows[name].isna().any():
-            raise DataError(f"'{table}' has {int(rows[name].isna().sum())} row(s) without {name}; fill them in.")
+            raise DataError(
+                f"'{table}' has {int(rows[name].isna().sum())} row(s) without {name}; fill them in."
+            )
     if rows.empty:
         raise DataError(f"'{table}' lists no images; give one row for each.")
     where = Path(table).parent if folder is None else Path(folder)

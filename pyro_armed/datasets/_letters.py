@@ -111,7 +111,9 @@ def letters(
     # A letter of a capital's height fills half of the image.
     height = np.clip(0.62 * size * np.exp(spread * rng.standard_normal(font.size)), 0.2 * size, 1.1 * size)
     shift, tilt = rng.normal(0.0, 0.04 * size, (2, font.size)), rng.normal(0.0, 4.0, font.size)
-    text = np.array([SHAPES[s].upper() if capital else SHAPES[s] for s, capital in zip(shape, y, strict=True)])
+    text = np.array(
+        [SHAPES[s].upper() if capital else SHAPES[s] for s, capital in zip(shape, y, strict=True)]
+    )
     images = np.stack(
         [
             _drawn(files[f], character, h, (dx, dy), angle, size)

@@ -86,8 +86,8 @@ def _problem(seed: int, quick: bool, files: Sequence[Path]) -> Problem:
         options={"columns": columns},
     )
     words = (
-        f"{len(table)} participants with mild cognitive impairment, {y.mean():.0%} of whom have dementia within "
-        f"24 months; the {len(task.labels)} largest sites are seen, {len(set(sites[~seen]))} others unseen."
+        f"{len(table)} participants with mild cognitive impairment, {y.mean():.0%} of whom have dementia "
+        f"within 24 months; the {len(task.labels)} largest sites are seen, {len(set(sites[~seen]))} others unseen."
     )
     effects = {} if truth is None else {"logit": truth}
     return Problem(task, truth=SiteTruth(effects), words=words, simulated=not files)
@@ -110,8 +110,8 @@ CONVERSION = Application(
         ("effects", "moved"),
     ),
     note=(
-        "Leakage: accuracy of a fresh probe of the site given the outcome, and the 97.5 % of chance. Effects: "
-        "r with the true log odds; how far the intercepts moved from the prior, in its sds."
+        "Leakage: accuracy of a fresh probe of the site given the outcome, and the limit of chance (97.5 %). "
+        "Effects: r with the true log odds; how far the intercepts moved from the prior, in its sds."
     ),
     reads="ADNIMERGE.csv",
 )

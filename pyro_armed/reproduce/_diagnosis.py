@@ -119,9 +119,9 @@ DIAGNOSIS = Application(
     pictures=pictures,
     shown=SHOWN,
     note=(
-        "Leakage: accuracy of a fresh probe of the site given the label, and the 97.5 % of chance. Effects: r "
-        "with the true log odds; how far the intercepts moved from the prior, in its sds. Saliency: share of Grad-CAM in "
-        "the ventricles."
+        "Leakage: accuracy of a fresh probe of the site given the label, and the limit of chance (97.5 %). "
+        "Effects: r with the true log odds; how far the intercepts moved from the prior, in its sds. "
+        "Saliency: share of Grad-CAM in the ventricles."
     ),
     reads="a CSV file with columns image, label, site, and the images' folder if it is another",
 )

@@ -67,7 +67,7 @@ LETTERS = Application(
         ("effects", "moved"),
     ),
     note=(
-        "Leakage: accuracy of a fresh probe of the font given the label, and the 97.5 % of chance. Effects: "
-        "how far the intercepts moved from the prior, in its sds."
+        "Leakage: accuracy of a fresh probe of the font given the label, and the limit of chance (97.5 %). "
+        "Effects: how far the intercepts moved from the prior, in its sds."
     ),
 )

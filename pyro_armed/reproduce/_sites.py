@@ -34,8 +34,8 @@ class SiteTruth:
     Attributes
     ----------
     effects : mapping of str to pandas.Series
-        True effects of the groups in training by name, indexed by label; ``logit`` on the linear predictor,
-        others on an effect of the same name within the network. Empty where nobody knows them.
+        True effects of the groups by name, indexed by label: ``logit`` on the linear predictor, others within
+        the network. Empty where nobody knows them.
     mask : numpy.ndarray or None
         Where the structure lies that bears the label, for the rows of ``task.seen``, shape (N, H, W).
     within : mapping of str to str

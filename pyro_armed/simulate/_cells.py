@@ -1,4 +1,4 @@
-"""Cells under a microscope, in batches: two classes that differ in shape and in the grain of the cell body."""
+"""Cells under a microscope, in batches: two classes that differ in shape and grain."""
 
 from __future__ import annotations
 

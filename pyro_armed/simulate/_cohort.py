@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 
 class _Measure(NamedTuple):
-    """Mean and sd at baseline, loading on severity in sds, share missing, range, and whether it is an image."""
+    """Mean and sd, loading on severity in sds, share missing, range, and whether it is of an image."""
 
     mean: float
     sd: float
@@ -43,7 +43,13 @@ MEASURES = {
 }
 _VISITS = {"bl": 0, "m06": 6, "m12": 12, "m18": 18, "m24": 24, "m36": 36}
 # Shares of the diagnoses at baseline and the severity at which they stand.
-_DIAGNOSES = {"CN": (0.26, -1.6), "SMC": (0.06, -1.4), "EMCI": (0.19, -0.4), "LMCI": (0.31, 0.35), "AD": (0.18, 2.0)}
+_DIAGNOSES = {
+    "CN": (0.26, -1.6),
+    "SMC": (0.06, -1.4),
+    "EMCI": (0.19, -0.4),
+    "LMCI": (0.31, 0.35),
+    "AD": (0.18, 2.0),
+}
 _DRIFT = 0.25  # change of severity a year, of those who convert three times as much
 
 
@@ -142,14 +148,16 @@ def _sites(
         if measure.image:
             offset = (common + offset) / np.sqrt(2)
         frame[name] = strength * offset
-    frame.index = pd.Index(np.sort(rng.choice(np.arange(2, 200), count, replace=False)) if count < 198
-                           else np.arange(2, count + 2), name="SITE")
+    frame.index = pd.Index(
+        np.sort(rng.choice(np.arange(2, 200), count, replace=False))
+        if count < 198
+        else np.arange(2, count + 2),
+        name="SITE",
+    )
     return frame
 
 
-def _subjects(
-    rng: np.random.Generator, count: int, sites: pd.DataFrame, slope: float
-) -> pd.DataFrame:
+def _subjects(rng: np.random.Generator, count: int, sites: pd.DataFrame, slope: float) -> pd.DataFrame:
     """One row for each participant."""
     share = rng.gamma(1.5, size=len(sites))
     place = rng.choice(len(sites), count, p=share / share.sum())
@@ -169,7 +177,9 @@ def _subjects(
             "AGE": np.clip(73 + 7 * rng.standard_normal(count) + severity, 55, 91).round(1),
             "PTGENDER": np.where(rng.random(count) < 0.55, "Male", "Female"),
             "PTEDUCAT": np.clip(16 + 2.8 * rng.standard_normal(count), 6, 20).round(),
-            "APOE4": np.where(rng.random(count) < 0.02, np.nan, rng.binomial(2, expit(-1.1 + 0.45 * severity))),
+            "APOE4": np.where(
+                rng.random(count) < 0.02, np.nan, rng.binomial(2, expit(-1.1 + 0.45 * severity))
+            ),
             # The visit at which those who convert are first diagnosed.
             "onset": np.where(converts, rng.choice([6, 12, 18, 24], count, p=[0.15, 0.35, 0.2, 0.3]), 999),
             "last": rng.choice([6, 12, 18, 24, 36], count, p=[0.04, 0.05, 0.03, 0.18, 0.70]),
