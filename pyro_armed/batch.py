@@ -118,8 +118,8 @@ class Batch:
 
     def first(self, count: int) -> Batch:
         """The first rows, with what is said of the groups as it is; ``count`` at most the batch's size."""
-        of_groups = {"present": self.present, "group_scale": self.group_scale}
-        return replace(self.map(lambda tensor: tensor[:count]), size=count, **of_groups)
+        rows = self.map(lambda tensor: tensor[:count])
+        return replace(rows, size=count, present=self.present, group_scale=self.group_scale)
 
     @property
     def device(self) -> torch.device:

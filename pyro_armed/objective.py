@@ -197,8 +197,8 @@ class Objective:
 
 
 def _half(batch: Batch) -> Batch:
-    """Half of a minibatch; all rows of the data set stay, whose order is the user's."""
-    if batch.size >= batch.n_rows or batch.size <= _FEWEST:
+    """Half of a minibatch; all rows of the data set stay, whose order is the user's, and weighted rows."""
+    if batch.size >= batch.n_rows or batch.size <= _FEWEST or batch.weights is not None:
         return batch
     return batch.first(max(_FEWEST, batch.size // 2))
 

@@ -156,4 +156,4 @@ def _drawn(
     corner = (middle[0] - (left + right) / 2, middle[1] - (top + bottom) / 2)
     ImageDraw.Draw(canvas).text(corner, character, fill=255, font=font)
     turned = canvas.rotate(angle, Image.Resampling.BILINEAR)
-    return np.asarray(turned.resize((size, size), Image.Resampling.BOX), dtype=np.float32) / 255
+    return np.asarray(turned.resize((size, size), Image.Resampling.BOX)).astype(np.float32) / np.float32(255)

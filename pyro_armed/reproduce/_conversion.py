@@ -87,7 +87,8 @@ def _problem(seed: int, quick: bool, files: Sequence[Path]) -> Problem:
     )
     words = (
         f"{len(table)} participants with mild cognitive impairment, {y.mean():.0%} of whom have dementia "
-        f"within 24 months; the {len(task.labels)} largest sites are seen, {len(set(sites[~seen]))} others unseen."
+        f"within 24 months; the {len(task.labels)} largest sites are seen, {len(set(sites[~seen]))} others "
+        "unseen."
     )
     effects = {} if truth is None else {"logit": truth}
     return Problem(task, truth=SiteTruth(effects), words=words, simulated=not files)

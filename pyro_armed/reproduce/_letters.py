@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from pyro_armed.adversary import Adversary
@@ -30,7 +32,7 @@ def _problem(seed: int, quick: bool, files: Sequence[Path]) -> Problem:
     data = letters(12 if quick else 120, seed=seed)
     train, test = split(seed, data.groups, data.seen)
 
-    def rows(which: object) -> Rows:
+    def rows(which: NDArray[np.bool_]) -> Rows:
         return Rows(data.images[which], data.labels[which], {"font": data.groups[which]})
 
     task = Task(

@@ -48,7 +48,7 @@ class SiteTruth:
 
 
 def standardised(images: NDArray[Any]) -> NDArray[np.float32]:
-    """Each image with a mean of 0 and an sd of 1, as is usual where scanners scale as they like, (N, H, W)."""
+    """Each image with a mean of 0 and an sd of 1, as is usual where scanners set the scale, (N, H, W)."""
     centred = images - images.mean((1, 2), keepdims=True)
     return np.asarray(centred / np.maximum(images.std((1, 2), keepdims=True), 1e-6), dtype=np.float32)
 
@@ -81,9 +81,9 @@ def measures(problem: Problem, name: str, fitted: Fitted, seed: int) -> pd.DataF
 
     Rows of the table: ("features", "leakage") is the accuracy of a fresh probe of the group given the
     response, beside ("features", "leakage, chance") and its 97.5 % ("features", "leakage, limit").
-    ("effects", "r(logit)") correlates groups' effects with their truth, ("effects", "moved") is how
-    far the posterior means of the groups' intercepts are from the prior's, in prior sds (root mean square). ("saliency", "in
-    structure") is the share of Grad-CAM in the structure, beside its share of the pixels.
+    ("effects", "r(logit)") correlates groups' effects with their truth, ("effects", "moved") is how far the
+    posterior means of the groups' intercepts are from the prior's, in its sds (root mean square).
+    ("saliency", "in structure") is the share of Grad-CAM in the structure, beside its share of the pixels.
     """
     model, task, truth = fitted.model, problem.task, problem.truth
     if model is None or name == "group as input":
