@@ -116,6 +116,11 @@ class Batch:
                 changed[item.name] = {key: torch.cat([part, second[key]]) for key, part in first.items()}
         return replace(self, **changed)
 
+    def first(self, count: int) -> Batch:
+        """The first rows, with what is said of the groups as it is; ``count`` at most the batch's size."""
+        rows = self.map(lambda tensor: tensor[:count])
+        return replace(rows, size=count, present=self.present, group_scale=self.group_scale)
+
     @property
     def device(self) -> torch.device:
         """Where the rows are."""

@@ -19,6 +19,9 @@ from pyro_armed.networks import Pass, flattened, layer_outputs, still_statistics
 from pyro_armed.passes import input_distribution, network_inputs
 from pyro_armed.seeds import seeded
 
+# Rows of a minibatch that are worth a second pass for the auxiliary terms: half, but not fewer than these.
+_FEWEST = 16
+
 __all__ = ["AdversaryHead", "LossParts", "Objective", "negative_elbo"]
 
 
@@ -110,7 +113,8 @@ class Objective:
     Notes
     -----
     With neither auxiliary term ``total`` is the negative ELBO per row, to the last bit. The auxiliary terms
-    see the network of the average group: with group effects within its layers that takes a second pass.
+    see the network of the average group: with group effects within its layers that takes a second pass, for
+    which half of a minibatch is enough: its rows are in random order, and the gradient stays unbiased.
     """
 
     def __init__(
@@ -147,6 +151,7 @@ class Objective:
         cross_entropy = fixed = zero
         accuracy = zero.new_empty(0)
         if within and (watch is not None or self.fixed_effects_weight):
+            batch = _half(batch)
             hidden, outputs = self._second_pass(batch, layers)
         if watch is not None and hidden is not None:
             features = flattened(outputs, layers, batch.size) if layers else hidden[0]
@@ -189,6 +194,13 @@ class Objective:
     def _values(self, trace: Trace, batch: Batch) -> Mapping[str, Tensor]:
         with poutine.block(), poutine.replay(trace=trace):
             return self.module.sample_latents(batch)
+
+
+def _half(batch: Batch) -> Batch:
+    """Half of a minibatch; all rows of the data set stay, whose order is the user's, and weighted rows."""
+    if batch.size >= batch.n_rows or batch.size <= _FEWEST or batch.weights is not None:
+        return batch
+    return batch.first(max(_FEWEST, batch.size // 2))
 
 
 def negative_elbo(

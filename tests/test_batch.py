@@ -116,3 +116,19 @@ def test_joined_rows_are_a_data_set_of_their_own():
     assert joined.weights.tolist() == [1, 1, 2]
     assert second.joined(first).weights.tolist() == [2, 1, 1]
     assert joined.trials is None
+
+
+def test_the_first_rows_keep_what_is_said_of_the_groups():
+    batch = Batch(
+        4,
+        9,
+        codes={"g": torch.tensor([0, 1, 0, 1])},
+        response=torch.arange(4.0),
+        present={"g": torch.tensor([5, 7, 9])},
+        group_scale={"g": torch.ones(3)},
+    )
+    some = batch.first(2)
+    assert (some.size, some.n_rows, some.response.tolist()) == (2, 9, [0.0, 1.0])
+    assert some.codes["g"].tolist() == [0, 1]
+    assert some.present["g"].tolist() == [5, 7, 9]
+    assert some.group_scale["g"].shape == (3,)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 import pyro_armed as pa
+from pyro_armed import objective as objective_module
 from pyro_armed.building import build_adversary
 from pyro_armed.guides import MeanFieldGuide
 from pyro_armed.local import local_parameters
@@ -342,3 +343,32 @@ def test_rows_of_weight_zero_count_nowhere():
     objective = Objective(module, guide, fixed_effects_weight=1.0)
     first, second = (parts_of(objective, batch=batch) for batch in (one, other))
     assert torch.equal(first.total, second.total)
+
+
+def test_auxiliary_terms_of_effects_within_a_network_take_half_of_a_minibatch():
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+    model = pa.ARMED.from_arrays(
+        x,
+        (x[:, 0] > 0).numpy(),
+        {"site": ["a", "b", "c"] * 20},
+        family="bernoulli",
+        network=network,
+        adversary=pa.Adversary(0.5),
+        random_effects=[pa.effects.ScaleBias(["0"], "site")],
+    )
+    module = model.module
+    head = build_adversary(model.adversary, module, module.data, 0)
+    objective = Objective(module, guide_of(module), head, 0.3)
+    batch = module.data.select(torch.arange(10, 50))
+    first, second = batch.select(torch.arange(20)), batch.select(torch.arange(20, 40))
+    changed = replace(batch, inputs=torch.cat([first.inputs, second.inputs + 1.0]))
+    one, other = parts_of(objective, batch=batch), parts_of(objective, batch=changed)
+    # The second half moves the ELBO alone.
+    assert torch.equal(one.adversary, other.adversary)
+    assert torch.equal(one.fixed_effects, other.fixed_effects)
+    assert not torch.equal(one.elbo, other.elbo)
+    # All rows of the data set stay, and so do those of few rows.
+    assert objective_module._half(module.data) is module.data
+    few = module.data.select(torch.arange(12))
+    assert objective_module._half(few) is few

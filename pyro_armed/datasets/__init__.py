@@ -15,11 +15,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pyro_armed.datasets._conversion import CONVERSION_COLUMNS, conversion, read_adnimerge
+from pyro_armed.datasets._folders import FolderImages, image_folder
+from pyro_armed.datasets._letters import Letters, letters
 from pyro_armed.datasets._tables import TABLES, Table
 from pyro_armed.errors import ArgumentError, MissingDependencyError
 from pyro_armed.simulate import SiteImages, site_images
 
-__all__ = ["DatasetInfo", "describe", "digits", "load", "names"]
+__all__ = [
+    "CONVERSION_COLUMNS",
+    "DatasetInfo",
+    "FolderImages",
+    "Letters",
+    "conversion",
+    "describe",
+    "digits",
+    "image_folder",
+    "letters",
+    "load",
+    "names",
+    "read_adnimerge",
+]
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def site_images(
     gain = np.exp(strength * _GAIN * rng.standard_normal(n_sites))
     offset = strength * _OFFSET * spread * rng.standard_normal(n_sites)
     noise = strength * _NOISE * spread * rng.uniform(0.5, 1.5, n_sites)
-    field = 1 + strength * _BIAS * _smooth_fields(rng, n_sites, *original.shape[1:])
+    field = 1 + strength * _BIAS * smooth_fields(rng, n_sites, *original.shape[1:])
     # `original` is not overwritten: the product is a new array.
     result = original * (gain[:, None, None] * field)[code] + offset[code, None, None]
     result += noise[code, None, None] * rng.standard_normal(original.shape)
@@ -160,7 +160,7 @@ def _deal(rng: np.random.Generator, y: NDArray[Any], n_sites: int, confounding: 
     return code
 
 
-def _smooth_fields(rng: np.random.Generator, count: int, height: int, width: int) -> NDArray[np.float64]:
+def smooth_fields(rng: np.random.Generator, count: int, height: int, width: int) -> NDArray[np.float64]:
     """Return random quadratic surfaces within [-1, 1], shape (count, height, width)."""
     v, h = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
     surfaces = np.stack([v, h, v * h, v**2 - 0.5, h**2 - 0.5])

@@ -1,0 +1,96 @@
+"""Cells in batches, by an autoencoder with a classifier on its latent values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from pyro_armed.adversary import Adversary
+from pyro_armed.baselines import Rows, Task
+from pyro_armed.effects import RandomEffects, ScaleBias
+from pyro_armed.networks import AutoencoderClassifier
+from pyro_armed.reproduce._application import Application, Problem
+from pyro_armed.reproduce._diagnosis import SHOWN, binary, folder_images, largest_groups
+from pyro_armed.reproduce._sites import SiteTruth, measures, pictures, split
+from pyro_armed.simulate import cells, group_logits
+from pyro_armed.spec import Reconstruction
+
+__all__ = ["CELLS"]
+
+_FIT = {"epochs": 20, "batch_size": 64, "learning_rate": 3e-3}
+_QUICK = {"epochs": 2, "batch_size": 64, "learning_rate": 3e-3, "draws": 10}
+_BATCHES = 10
+_CHANNELS = (8, 16)
+_ADVERSARY = Adversary(weight=1.0, hidden=(16,), warmup=0.5, learning_rate=0.01)
+# A pixel of an image counts less than a label, of which there is one.
+_RECONSTRUCTION = Reconstruction("normal", weight=0.01)
+
+
+def _network() -> nn.Module:
+    return AutoencoderClassifier(channels=_CHANNELS, latent=4, activation="elu")
+
+
+def _problem(seed: int, quick: bool, files: Sequence[Path]) -> Problem:
+    if files:
+        data = folder_images(files, quick)
+        seen = largest_groups(data.groups, _BATCHES)
+        images, labels, groups = data.images, binary(data.labels), data.groups
+        effects, mask = {}, None
+        words = f"{len(images)} images of {len(set(groups.tolist()))} batches from {files[-1]}."
+    else:
+        made = cells(4 if quick else _BATCHES, 24 if quick else 120, unseen=2 if quick else 5, seed=seed)
+        images, labels, groups, seen, mask = made.images, made.labels, made.groups, made.seen, made.mask
+        kept = made.effects[made.effects["seen"]]
+        effects = {"logit": group_logits(kept), "gain": kept["gain"], "offset": kept["offset"]}
+        words = (
+            f"Cells of two classes, round and elongated, in {len(kept)} batches, and in "
+            f"{len(made.effects) - len(kept)} further ones (unseen); illumination, contrast and blur differ, "
+            "and contrast goes with the batches' rates in training."
+        )
+    train, test = split(seed, groups, seen)
+
+    def rows(which: NDArray[np.bool_]) -> Rows:
+        return Rows(images[which], labels[which], {"batch": groups[which]})
+
+    last = AutoencoderClassifier(channels=_CHANNELS).last_conv
+    first = AutoencoderClassifier(channels=_CHANNELS).conv_layers[0]
+    task = Task(
+        train=rows(train),
+        seen=rows(test),
+        unseen=rows(~seen) if (~seen).any() else None,
+        group="batch",
+        network=_network,
+        random_effects=[
+            RandomEffects("batch"),
+            ScaleBias(layers=[first], group="batch"),
+            ScaleBias(layers=[last], group="batch", normalize=False),
+        ],
+        adversary=_ADVERSARY,
+        fit=_QUICK if quick else _FIT,
+        reconstruction=_RECONSTRUCTION,
+        fixed_effects_weight=0.0,
+        draws=5 if quick else 20,
+    )
+    within = {"gain": f"scale[{last}]|batch", "offset": f"bias[{last}]|batch"}
+    truth = SiteTruth(effects, None if mask is None else mask[test], within)
+    return Problem(task, truth=truth, words=words, simulated=not files)
+
+
+CELLS = Application(
+    name="cells",
+    title="Cells in 10 batches, an autoencoder with a classifier",
+    problem=_problem,
+    measures=measures,
+    pictures=pictures,
+    shown=(*SHOWN, ("effects", "r(gain)"), ("effects", "r(offset)")),
+    note=(
+        "Leakage: accuracy of a fresh probe of the batch given the label, and the limit of chance (97.5 %). "
+        "Effects: r with the true log odds, contrast and brightness; how far the intercepts moved from "
+        "the prior, in its sds. Saliency: share of Grad-CAM in the cell."
+    ),
+    reads="a CSV file with columns image, label, site, and the images' folder if it is another",
+)
