@@ -29,7 +29,8 @@ data.effects.round(2)
 #
 # The same network twice: alone, and with the batches' effects and the adversary, which tries to tell the
 # batch from the latent values while the encoder is trained to make it fail. The first convolution's effects
-# come after a normalisation of each image; those on the last, without one, are contrast and brightness themselves.
+# come after a normalisation of each image; those on the last, without one, are contrast and brightness
+# themselves.
 # A picture has many pixels and one label: `Reconstruction(weight=...)` says what a pixel counts.
 
 # %%
