@@ -22,6 +22,7 @@ from torch import Tensor
 from pyro_armed.batch import Batch
 from pyro_armed.distributed import Shard, Task
 from pyro_armed.distributed._checkpoints import restore_checkpoint, write_checkpoint
+from pyro_armed.distributed._fit import is_lost
 from pyro_armed.distributed._task import WINDOW, mean_records
 from pyro_armed.errors import MissingDependencyError
 
@@ -137,8 +138,18 @@ class ARMEDModule(lightning.LightningModule):
         self._write()
 
     def on_exception(self, exception: BaseException) -> None:
-        """Write the state after the last complete step."""
-        self._write()
+        """Write the state after the last complete step, and say so beside the error."""
+        step = self.task.step
+        note = f"Process {self.global_rank} failed in step {step + 1}"
+        if is_lost(exception):
+            note += ": another process has ended or does not answer"
+        if self.checkpoint is not None:
+            self._write()
+            note += (
+                f"; the state after step {step} is in '{self.checkpoint}': go on with ARMEDModule.restore(), "
+                "or use pyro_armed.distributed.fit_from()"
+            )
+        exception.add_note(f"{note}.")
 
     def configure_callbacks(self) -> list[Any]:
         """What tells this module of failures."""

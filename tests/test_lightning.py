@@ -44,7 +44,9 @@ def small() -> pa.ARMED:
 def test_lightning_and_the_plain_loop_take_the_same_steps() -> None:
     model = small()
     module = armed.ARMEDModule(model, early_stopping=False, seed=1)
+    clipped = module.task._usual
     trainer(4).fit(module, datamodule=armed.ARMEDDataModule(model, batch_size=60, seed=1))
+    assert clipped == float("inf") > module.task._usual
     idata = module.finish(draws=20)
     plain = fit(small(), epochs=4, batch_size=60, early_stopping=False, seed=1, draws=20, progressbar=False)
     assert idata is model.idata
@@ -90,8 +92,9 @@ def test_a_failure_leaves_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     model, path = small(), tmp_path / "run.ckpt"
     module = armed.ARMEDModule(model, early_stopping=False, checkpoint=path)
     data = armed.ARMEDDataModule(model, batch_size=60)
-    with pytest.raises(RuntimeError, match="broken"):
+    with pytest.raises(RuntimeError, match="broken") as caught:
         trainer(4, callbacks=[Broken()]).fit(module, datamodule=data)
+    assert f"is in '{path}'" in caught.value.__notes__[0]
     steps = len(module.task.records)
     assert steps in (6, 7)
     assert fit_from(small(), path, draws=20)["sample_stats"]["elbo"].sizes["step"] == steps

@@ -225,10 +225,15 @@ def _run(loop: _Loop, checkpoint: str | os.PathLike[str] | None, every: int, bar
                 if checkpoint is not None and rank == 0 and (number % every == 0 or last):
                     write_checkpoint(task, loop.optimizer, checkpoint)
     except (RuntimeError, _Terminated) as error:
-        if world == 1 or not (isinstance(error, _Terminated) or _LOST.search(str(error))):
+        if world == 1 or not (isinstance(error, _Terminated) or is_lost(error)):
             raise
         raise _lost(loop, checkpoint, error) from error
     return False
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that another process has ended or does not answer."""
+    return isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
 
 
 def _lost(loop: _Loop, checkpoint: str | os.PathLike[str] | None, error: Exception) -> DistributedError:

@@ -41,6 +41,12 @@ class Task(nn.Module):
     early_stopping : bool
         Whether to lower the learning rate, and to stop, when the smoothed ELBO stops rising.
 
+    Notes
+    -----
+    Only the effects of a batch's groups are drawn where there are many more, but the gradient of the guide's
+    tables, which processes exchange, has a row for every group: with millions of groups and a slow network
+    between machines, one process with `ARMED.fit` may be faster.
+
     Examples
     --------
     >>> import pyro_armed as pa
@@ -70,9 +76,8 @@ class Task(nn.Module):
         self._objective = (objective,)
         self.module, self.guide = objective.module, cast(MeanFieldGuide, objective.guide)
         self.classifiers = None if objective.adversary is None else objective.adversary.classifiers
-        counts = {group.name: group.counts for group in self.module.spec.groups}
-        for name, each in counts.items():
-            self.register_buffer(f"count_{name.encode().hex()}", torch.tensor(each), persistent=False)
+        # No buffers: DDP would send them to all processes in every step.
+        self._counts = {group.name: torch.tensor(group.counts) for group in self.module.spec.groups}
         self.records: list[Tensor] = []
         self.step = 0
         self._usual = float("inf")
@@ -129,7 +134,7 @@ class Task(nn.Module):
             found, codes[group.name], rows = batch.codes[group.name].unique(
                 return_inverse=True, return_counts=True
             )
-            counts = getattr(self, f"count_{group.name.encode().hex()}")[found]
+            counts = self._counts[group.name][found.cpu()].to(found.device)
             present[group.name] = found
             scale[group.name] = rows.double() / counts * (batch.n_rows / batch.size)
         return replace(batch, codes=codes, present=present, group_scale=scale)
