@@ -369,6 +369,12 @@ class ModelSpec:
         predictors = []
         for p in config["predictors"]:
             blocks = tuple(EffectBlock(**{**b, "terms": tuple(map(_term, b["terms"]))}) for b in p["blocks"])
+            if "inputs" not in p:  # a file from before networks had a linear path
+                p = {
+                    **p,
+                    "inputs": p["terms"] if p["network"] else (),
+                    "terms": () if p["network"] else p["terms"],
+                }
             terms = {name: tuple(map(_term, p[name])) for name in ("terms", "inputs")}
             predictors.append(Predictor(**{**p, **terms, "blocks": blocks}))
         groups = tuple(Group(g["name"], tuple(g["labels"]), tuple(g["counts"])) for g in config["groups"])

@@ -17,6 +17,7 @@ from pyro_armed.guides import MeanFieldGuide
 from pyro_armed.local import local_parameters
 from pyro_armed.objective import Objective
 from pyro_armed.seeds import seeded
+from pyro_armed.spec import ModelSpec
 from pyro_armed.weight_prior import VARIANCE, log_density, prior_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_armed.errors.ConvergenceWarning")
@@ -162,6 +163,14 @@ def test_a_file_keeps_the_path(tmp_path):
     first, second = (m.predict(frame(20, seed=1), seed=3)["predictions"]["y"] for m in (one, other))
     np.testing.assert_array_equal(first, second)
     assert list(other.idata["posterior"]["kind"].coords["kind_dim"].values) == ["q"]
+
+
+def test_a_file_from_before_has_no_path():
+    spec = model(linear_path=False).spec
+    config = spec.to_config()
+    mu = config["predictors"][0]
+    mu["terms"] = mu.pop("inputs")
+    assert ModelSpec.from_config(config) == spec
 
 
 def test_a_traced_step_has_the_prior():

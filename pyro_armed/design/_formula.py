@@ -398,7 +398,7 @@ class FormulaDesign:
         self, config: dict[str, Any], family: Family | None, namespace: Mapping[str, Any] | None
     ) -> None:
         self.spec = spec_from_config(config["spec"], family)
-        self.network, self.linear_path = config["network"], config["linear_path"]
+        self.network, self.linear_path = config["network"], config.get("linear_path", False)
         self.dtype = getattr(torch, config["dtype"])
         split = config["within_between"]
         self._prepare(
