@@ -48,6 +48,15 @@ class Effects:
     rest: Tensor
     log_det: Tensor
 
+    def replaced(self, which: Tensor, others: Effects) -> Effects:
+        """With those of some of the S, a mask, replaced by others."""
+        parts = [self.primary, self.cross, self.rest, self.log_det]
+        new = [others.primary, others.cross, others.rest, others.log_det]
+        return Effects(
+            [own.index_put((which,), other) for own, other in zip(self.mean, others.mean, strict=True)],
+            *(own.index_put((which,), other) for own, other in zip(parts, new, strict=True)),
+        )
+
 
 class GroupGaussian:
     """The layout of a model's group effects, and the algebra of Gaussians over them.
@@ -214,6 +223,12 @@ class GroupGaussian:
         name = self.groups[g]
         total = rows.new_zeros(rows.shape[0], self.counts[name], *rows.shape[2:])
         return total.index_add(1, self.batch.codes[name], rows)
+
+    def _sum_rows(self, g: int, rows: Tensor) -> Tensor:
+        """Sums of rows (..., N) within groups, (..., C)."""
+        name = self.groups[g]
+        total = rows.new_zeros(*rows.shape[:-1], self.counts[name])
+        return total.index_add(-1, self.batch.codes[name], rows)
 
     def _positions(self, g: int, start: int) -> Tensor:
         """Positions of each row's effects among those of its side, shape (N, D)."""

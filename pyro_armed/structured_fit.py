@@ -32,7 +32,7 @@ from pyro_armed.structured import StructuredGuide
 
 __all__ = ["GlobalDraws", "StructuredFit", "correct_globals", "draw_effects", "fit_structured", "marginal"]
 
-_ELEMENTS = 400_000
+_ELEMENTS = 250_000
 _PARTICLES = 8
 _WINDOW = 25
 _FEWEST_STEPS = 4 * _WINDOW
@@ -110,7 +110,7 @@ def marginal(guide: StructuredGuide, theta: Tensor, order: int = 1) -> Tensor:
         return log_prior + conditional.integrated(problem, guide.start_at(theta))
     with torch.no_grad():
         # The nodes need not sit exactly at the mode.
-        effects = conditional.solve(problem, guide.start_at(theta), tolerance=1e-3)
+        effects = conditional.solve(problem, guide.start_at(theta), tolerance=0.02)
     if conditional.widths[conditional.groups[0]] > 2:
         return log_prior + conditional.quasi_monte_carlo(problem, effects, order)
     return log_prior + conditional.quadrature(problem, effects, order)
@@ -347,6 +347,8 @@ def _adaptive_draws(
         factor = torch.linalg.cholesky(factor @ factor.mT)
         proposals.append(defensive_proposal(mean, factor, guide.space.scales, guide.space.correlations))
         drawn = proposals[-1].sample(count, generator)
+        # Far from the mean Newton's method takes more steps: there not all of a part should wait for a few.
+        drawn = drawn[((drawn - mean) @ torch.linalg.inv(factor).mT).square().sum(-1).argsort()]
         parts = [_safe_marginal(guide, part, order) for part in _chunks(guide, drawn, order)]
         theta, target = torch.cat([theta, drawn]), torch.cat([target, *parts])
         densities = torch.stack([proposal.log_density(theta) for proposal in proposals])

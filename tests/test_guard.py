@@ -48,6 +48,7 @@ LAYERS = [
     "global_space",
     "group_gaussian",
     "crossed",
+    "newton",
     "conditional",
     "gaussian_conditional",
     "effect_draws",
