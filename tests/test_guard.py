@@ -55,6 +55,7 @@ LAYERS = [
     "importance",
     "proposals",
     "structured",
+    "global_draws",
     "structured_fit",
     "posterior",
     "partial_conditional",
