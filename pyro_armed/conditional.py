@@ -21,7 +21,7 @@ from numpy.polynomial.hermite import hermgauss
 from torch import Tensor
 
 from pyro_armed.batch import Batch
-from pyro_armed.group_gaussian import Effects, Hidden
+from pyro_armed.group_gaussian import Effects, Hidden, solve_transposed
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.newton import NewtonSolver, Problem, square_norm
 from pyro_armed.spec import EffectBlock
@@ -200,9 +200,7 @@ class GroupConditional(NewtonSolver):
         """
         codes = self.batch.codes[self.groups[0]]
         unit = torch.eye(nodes.shape[-1], dtype=nodes.dtype, device=nodes.device)
-        inverse = torch.linalg.solve_triangular(
-            effects.primary.mT, unit.expand_as(effects.primary), upper=True
-        )
+        inverse = solve_transposed(effects.primary, unit.expand_as(effects.primary))
         centre = self.eta(problem, effects.mean)
         # The predictor is linear in the node: one pass over the rows for each direction, not for each node.
         flat = replace(problem, base=torch.zeros_like(problem.base))
