@@ -1,4 +1,4 @@
-"""Processor time from the call of `fit` to its first compiled step, in a process of its own, spirals, Inductor.
+"""Processor time from the call of `fit` to its first compiled step in a new process: spirals, Inductor.
 
 The first process fills Inductor's cache on disk (a folder of its own), the others find it. Time of the
 process and of its children; imports of the library and making the model are shown apart.
