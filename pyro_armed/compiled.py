@@ -7,6 +7,7 @@ several restarts run side by side, and runs as it is or through Inductor.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import warnings
@@ -23,7 +24,15 @@ from pyro_armed.objective import Objective
 from pyro_armed.seeds import seeded, stream
 from pyro_armed.updates import State, Tensors, Update
 
-__all__ = ["COMPILE", "CompiledStep", "GradientGraph", "chosen", "compiler_found", "unchecked_priors"]
+__all__ = [
+    "COMPILE",
+    "CompiledStep",
+    "GradientGraph",
+    "chosen",
+    "compiler_found",
+    "unchecked_priors",
+    "uncollected",
+]
 
 COMPILE = ("auto", "inductor", "trace", "off")
 
@@ -262,6 +271,21 @@ class CompiledStep:
 
 
 @contextmanager
+def uncollected() -> Iterator[None]:
+    """Pause Python's garbage collector: tracing makes many small objects, all of them still needed.
+
+    A fifth of the time until the first compiled step went into looking for garbage.
+    """
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+@contextmanager
 def unchecked_priors(objectives: Sequence[Objective]) -> Iterator[None]:
     """Keep the priors of the models from looking at values, which cannot be traced."""
     distributions: list[Any] = []
@@ -298,7 +322,15 @@ def _inductor(graph: GraphModule, example: Sequence[Tensor]) -> Callable[..., An
         from torch._subclasses import FakeTensorMode
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-        # Without a context of this kind Inductor does not use its cache on disk.
-        context = TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))
-        with torch.no_grad(), tracing(context):
-            return cast(Callable[..., Any], torch._inductor.compile(graph, list(example)))
+        def compiled(**options: Any) -> Callable[..., Any]:
+            # Without a context of this kind Inductor does not use its cache on disk.
+            context = TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))
+            with torch.no_grad(), tracing(context), torch._inductor.config.patch(options):
+                return cast(Callable[..., Any], torch._inductor.compile(graph, list(example)))
+
+        try:
+            # What the processor says of its vector units is believed: to try each takes a compiler's run and
+            # processes of their own at every start.
+            return compiled(**{"cpp.vec_isa_ok": True})
+        except Exception:  # an old compiler
+            return compiled()

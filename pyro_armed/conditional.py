@@ -14,43 +14,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from numpy.polynomial.hermite import hermgauss
 from torch import Tensor
 
 from pyro_armed.batch import Batch
-from pyro_armed.group_gaussian import Effects, GroupGaussian, Hidden
+from pyro_armed.group_gaussian import Effects, Hidden, solve_transposed
 from pyro_armed.module import MixedEffectsModule
+from pyro_armed.newton import NewtonSolver, Problem, square_norm
 from pyro_armed.spec import EffectBlock
 
 __all__ = ["GroupConditional", "Problem"]
 
-
-@dataclass(frozen=True)
-class Problem:
-    """The conditional density of z for S values of the global variables.
-
-    Attributes
-    ----------
-    values : mapping of str to Tensor
-        Global values, (S, 1, ...).
-    base : Tensor, shape (S, N, E)
-        Linear predictors without group effects, one column for each that has some.
-    loadings : list of Tensor, shape (S, N, D_g, E)
-        What multiplies z of each grouping factor.
-    fixed : mapping of str to Tensor
-        Linear predictors without any group effects.
-    """
-
-    values: Mapping[str, Tensor]
-    base: Tensor
-    loadings: list[Tensor]
-    fixed: Mapping[str, Tensor]
+# Families and links whose predictor is the natural parameter.
+_NATURAL = {("bernoulli", "logit"), ("binomial", "logit"), ("poisson", "log")}
 
 
-class GroupConditional(GroupGaussian):
+class GroupConditional(NewtonSolver):
     """Group effects of a model given its global variables.
 
     Parameters
@@ -90,40 +72,48 @@ class GroupConditional(GroupGaussian):
             p.parameter: module.linear_predictor(p, values, batch, self.hidden, random=False)
             for p in module.spec.predictors
         }
+        fixed = {p: self._with_draws(eta, p) for p, eta in fixed.items()}
         columns = [self._as_columns(fixed[p], p).expand(size, -1, -1) for p in self.parameters]
         base = torch.cat(columns, -1) if columns else fixed["mu"].new_zeros(size, batch.size, 0)
         loadings = []
         for name in self.groups:
             parts = [self._loading(block, values, size) for block in self.blocks[name]]
-            loadings.append(torch.cat(parts, dim=2))
+            loadings.append((parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).permute(0, 3, 1, 2))
         return Problem(values, base, loadings, fixed)
 
     def log_likelihood(self, problem: Problem, eta: Tensor) -> Tensor:
         """Weighted log density of each row, shape (S, N), at linear predictors (S, N, E)."""
         etas = dict(problem.fixed)
+        if self.n_columns == 1 and self._outputs(self.parameters[0]) == 1:
+            etas[self.parameters[0]] = eta.squeeze(-1)
+            return self._row_density(problem, etas)
         parts = eta.split([self.columns[p] for p in self.parameters], dim=-1) if self.parameters else ()
         for parameter, part in zip(self.parameters, parts, strict=True):
             etas[parameter] = part if self._outputs(parameter) > 1 else part[..., 0]
+        return self._row_density(problem, etas)
+
+    def _row_density(self, problem: Problem, etas: Mapping[str, Tensor]) -> Tensor:
         distribution = self.module.response_distribution(etas, problem.values, self.batch)
         log_prob = distribution.log_prob(self.batch.response)
         return log_prob if self.batch.weights is None else log_prob * self.batch.weights
 
+    def _known_derivatives(self, eta: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Those of natural parameters: the response minus its mean, and its variance."""
+        family, batch = self.module.spec.family, self.batch
+        if self.parameters != ["mu"] or (family.name, family.link.name) not in _NATURAL:
+            return None
+        mean = family.link.inverse(eta[..., 0])
+        variance = mean if family.name == "poisson" else mean * (1 - mean)
+        if family.name == "binomial" and batch.trials is not None:
+            mean, variance = mean * batch.trials, variance * batch.trials
+        gradient = torch.as_tensor(batch.response) - mean
+        if batch.weights is not None:
+            gradient, variance = gradient * batch.weights, variance * batch.weights
+        return gradient.unsqueeze(-1), variance[..., None, None]
+
     def evidence(self, problem: Problem) -> Tensor:
         """The log density log p(y | theta) of a model without group effects, shape (S,)."""
         return self.log_likelihood(problem, problem.base).sum(-1)
-
-    def eta(self, problem: Problem, effects: list[Tensor]) -> Tensor:
-        """Linear predictors (S, N, E) with effects z of each grouping factor."""
-        eta = problem.base
-        for name, loading, z in zip(self.groups, problem.loadings, effects, strict=True):
-            gathered = z[:, self.batch.codes[name]]
-            if loading.shape[2] > 4:
-                eta = eta + torch.einsum("snde,snd->sne", loading, gathered)
-                continue
-            # A sum over a handful of effects is faster term by term than along a short axis.
-            for d in range(loading.shape[2]):
-                eta = eta + loading[:, :, d] * gathered[:, :, d, None]
-        return eta
 
     def joint(self, problem: Problem, effects: list[Tensor]) -> Tensor:
         """The log density log p(y, z | theta), constants included, shape (S,)."""
@@ -131,217 +121,6 @@ class GroupConditional(GroupGaussian):
         for z in effects:
             total = total - 0.5 * z.square().sum((1, 2)) - 0.5 * math.log(2 * math.pi) * z[0].numel()
         return total
-
-    def solve(
-        self, problem: Problem, start: list[Tensor] | None = None, steps: int = 30, tolerance: float = 1e-6
-    ) -> Effects:
-        """The mode and curvature of z; gradients flow from the global values through both.
-
-        Parameters
-        ----------
-        problem : Problem
-            The density.
-        start : list of Tensor, optional
-            Where to begin, (1 or S, C_g, D_g) for each grouping factor; None: zero.
-        steps : int
-            Most Newton steps.
-        tolerance : float
-            Largest change of z at which to stop.
-
-        Returns
-        -------
-        Effects
-        """
-        frozen = Problem(
-            {name: value.detach() for name, value in problem.values.items()},
-            problem.base.detach(),
-            [loading.detach() for loading in problem.loadings],
-            {name: value.detach() for name, value in problem.fixed.items()},
-        )
-        size = problem.base.shape[0]
-        if start is None:
-            start = [problem.base.new_zeros(1, self.counts[n], self.widths[n]) for n in self.groups]
-        mode = [part.expand(size, -1, -1) for part in start]
-        differentiable = torch.is_grad_enabled() and any(
-            v.requires_grad for v in [problem.base, *problem.loadings]
-        )
-        current = self._by_step(frozen, mode)
-        for _ in range(steps):
-            direction = self._newton(frozen, mode, differentiable=False)[0]
-            mode, current, change = self._line_search(frozen, mode, current, direction)
-            # The attached step that follows squares what is left of the error.
-            if change < (math.sqrt(tolerance) if differentiable else tolerance):
-                break
-        if differentiable:
-            # One attached step at the mode: its derivative is that of the implicit function theorem.
-            direction, _ = self._newton(problem, mode, differentiable=True)
-            mode = [m + d for m, d in zip(mode, direction, strict=True)]
-        _, precision = self._newton(problem, mode, differentiable=differentiable)
-        return Effects(mode, *precision)
-
-    def _line_search(
-        self, problem: Problem, mode: list[Tensor], current: Tensor, direction: list[Tensor]
-    ) -> tuple[list[Tensor], Tensor, float]:
-        """Halve the step where it would worsen: for each group, or for each problem where factors cross."""
-        scale = torch.ones_like(current)
-        # From far away the first step with a log link may be too long by many orders of magnitude.
-        for _ in range(40):
-            proposal = [m + d * scale.unsqueeze(-1) for m, d in zip(mode, direction, strict=True)]
-            reached = self._by_step(problem, proposal)
-            worse = ~(reached >= current - 1e-9 * current.abs() - 1e-9)
-            if not bool(worse.any()):
-                break
-            scale = torch.where(worse, scale * 0.5, scale)
-        else:
-            keep = worse.unsqueeze(-1)
-            proposal = [torch.where(keep, m, p) for m, p in zip(mode, proposal, strict=True)]
-            reached = torch.where(worse, current, reached)
-        change = max(float((p - m).abs().max()) for m, p in zip(mode, proposal, strict=True))
-        return proposal, reached, change
-
-    def _by_step(self, problem: Problem, mode: list[Tensor]) -> Tensor:
-        """Log density of what has a step length of its own: (S, C) for one grouping factor, else (S, 1)."""
-        if len(self.groups) == 1:
-            return self.by_group(problem, mode)
-        return self.joint(problem, mode).unsqueeze(-1)
-
-    def _newton(
-        self, problem: Problem, mode: list[Tensor], differentiable: bool
-    ) -> tuple[list[Tensor], tuple]:
-        gradient, curvature = self._row_derivatives(problem, mode, differentiable)
-        scores = [self._score(problem, g, mode, gradient) for g in range(len(self.groups))]
-        precision = self._precision(problem, self._definite_curvature(problem, curvature))
-        return self._apply_inverse(precision, scores), precision
-
-    def _row_derivatives(
-        self, problem: Problem, mode: list[Tensor], differentiable: bool
-    ) -> tuple[Tensor, Tensor]:
-        """First derivatives (S, N, E) and negative second derivatives (S, N, E, E) of the log density."""
-        with torch.enable_grad():
-            eta = self.eta(problem, mode)
-            if not differentiable:
-                eta = eta.detach()
-            if not eta.requires_grad:
-                eta.requires_grad_()
-            total = self.log_likelihood(problem, eta).sum()
-            (gradient,) = torch.autograd.grad(total, eta, create_graph=True)
-            rows = []
-            for e in range(self.n_columns):
-                (row,) = torch.autograd.grad(
-                    gradient[..., e].sum(), eta, create_graph=differentiable, retain_graph=True
-                )
-                rows.append(-row)
-            curvature = torch.stack(rows, dim=-2)
-        return (gradient, curvature) if differentiable else (gradient.detach(), curvature.detach())
-
-    def _definite_curvature(self, problem: Problem, curvature: Tensor) -> Tensor:
-        """The curvature itself where the Hessian with it is positive definite, else its positive diagonal.
-
-        Densities with heavy tails or a modelled scale are not concave everywhere; at a mode the Hessian is
-        definite all the same, and the derivative of the mode needs it exact.
-        """
-        if len(self.parameters) == 1 and (self.n_columns > 1 or not bool((curvature < 0).any())):
-            return curvature
-        concave = torch.diag_embed(curvature.diagonal(dim1=-2, dim2=-1).clamp_min(0.0))
-        with torch.no_grad():
-            definite = self._is_definite(problem, curvature)
-        return torch.where(definite[..., None, None], curvature, concave)
-
-    def _is_definite(self, problem: Problem, curvature: Tensor) -> Tensor:
-        """Whether the Hessian is positive definite, of each row's group or of all; shape (S, N or 1)."""
-        weighted = self._weighted(problem, curvature)
-        blocks = self._blocks(problem, weighted)
-        primary, info = torch.linalg.cholesky_ex(blocks)
-        definite = info == 0
-        if len(self.groups) == 1:
-            return definite[:, self.batch.codes[self.groups[0]]]
-        primary = torch.where(definite[..., None, None], primary, torch.eye(primary.shape[-1]).to(primary))
-        crossed, dense = self._dense_parts(problem, weighted)
-        cross = torch.linalg.solve_triangular(
-            primary, crossed.reshape(*primary.shape[:3], dense.shape[-1]), upper=False
-        ).reshape(crossed.shape)
-        _, info = torch.linalg.cholesky_ex(dense - cross.mT @ cross)
-        return (definite.all(-1) & (info == 0)).unsqueeze(-1)
-
-    def _score(self, problem: Problem, g: int, mode: list[Tensor], gradient: Tensor) -> Tensor:
-        rows = (problem.loadings[g] * gradient.unsqueeze(2)).sum(-1)
-        return self._sum_by_group(g, rows) - mode[g]
-
-    def _gram(self, left: Tensor, right: Tensor) -> Tensor:
-        """Sums of products of rows (S, N, D, E) within the primary factor's groups, (S, C, D, D)."""
-        if self._padded is None:
-            return self._sum_by_group(0, torch.einsum("sndf,snkf->sndk", left, right))
-        size, width = left.shape[0], left.shape[2]
-        groups = self._padded.shape[0]
-        mask = (self._padded < self.batch.size).to(left.dtype)[:, :, None, None]
-        index = self._padded.clamp_max(self.batch.size - 1)
-
-        def arranged(values: Tensor) -> Tensor:
-            return values[:, index].transpose(-1, -2).reshape(size, groups, -1, width)
-
-        return arranged(left).mT @ (
-            arranged(right) * mask.expand(-1, -1, left.shape[3], 1).reshape(groups, -1, 1)
-        )
-
-    def _padding(self) -> Tensor | None:
-        """Rows of each of the primary factor's groups, (C, n), padded with N; None where it would not pay.
-
-        Matrix products within groups beat sums over rows of outer products from three effects on.
-        """
-        if not self.groups or self.widths[self.groups[0]] < 3:
-            return None
-        codes = self.batch.codes[self.groups[0]]
-        counts = torch.bincount(codes, minlength=self.counts[self.groups[0]])
-        longest = int(counts.max())
-        if len(counts) * longest > 4 * self.batch.size:
-            return None
-        order = torch.argsort(codes, stable=True)
-        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])
-        position = torch.arange(len(codes), device=codes.device) - starts[codes[order]]
-        padded = torch.full((len(counts), longest), self.batch.size, device=codes.device)
-        padded[codes[order], position] = order
-        return padded
-
-    def _precision(self, problem: Problem, curvature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Factors of the Hessian: see `Effects`."""
-        weighted = self._weighted(problem, curvature)
-        return self._eliminate(self._blocks(problem, weighted), *self._dense_parts(problem, weighted))
-
-    def _weighted(self, problem: Problem, curvature: Tensor) -> list[Tensor]:
-        return [torch.einsum("snde,snef->sndf", loading, curvature) for loading in problem.loadings]
-
-    def _blocks(self, problem: Problem, weighted: list[Tensor]) -> Tensor:
-        """The primary factor's blocks of the Hessian, shape (S, C, D, D)."""
-        blocks = self._gram(weighted[0], problem.loadings[0])
-        return blocks + torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
-
-    def _dense_parts(self, problem: Problem, weighted: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Primary x rest (S, C D, M) and rest x rest (S, M, M) parts of the Hessian."""
-        size = weighted[0].shape[0]
-        total = sum(self.counts[name] * self.widths[name] for name in self.groups[1:])
-        if not total:
-            empty = weighted[0].new_empty(size, self.counts[self.groups[0]] * self.widths[self.groups[0]], 0)
-            return empty, empty[:, :0]
-        starts, offset = [0], 0
-        for name in self.groups[1:]:
-            starts.append(offset)
-            offset += self.counts[name] * self.widths[name]
-        first = self.groups[0]
-        crossed = weighted[0].new_zeros(size, self.counts[first] * self.widths[first] * total)
-        dense = weighted[0].new_zeros(size, total * total)
-        for g in range(1, len(self.groups)):
-            rows = torch.einsum("sndf,snkf->sndk", weighted[0], problem.loadings[g])
-            index = self._positions(0, 0)[:, :, None] * total + self._positions(g, starts[g])[:, None, :]
-            crossed = crossed.index_add(1, index.reshape(-1), rows.reshape(size, -1))
-            for h in range(1, len(self.groups)):
-                rows = torch.einsum("sndf,snkf->sndk", weighted[g], problem.loadings[h])
-                index = (
-                    self._positions(g, starts[g])[:, :, None] * total
-                    + self._positions(h, starts[h])[:, None, :]
-                )
-                dense = dense.index_add(1, index.reshape(-1), rows.reshape(size, -1))
-        dense = dense.reshape(size, total, total) + torch.eye(total, dtype=dense.dtype, device=dense.device)
-        return crossed.reshape(size, -1, total), dense
 
     def integrated(self, problem: Problem, start: list[Tensor] | None = None) -> Tensor:
         """Laplace's approximation of log p(y | theta), Newton steps from ``start``; shape (S,)."""
@@ -354,12 +133,15 @@ class GroupConditional(GroupGaussian):
 
     def by_group(self, problem: Problem, z: list[Tensor]) -> Tensor:
         """The log density of y_c and z_c given theta, group by group of the only factor, shape (S, C)."""
-        rows = self.log_likelihood(problem, self.eta(problem, z))
-        return (
-            self._sum_by_group(0, rows)
-            - 0.5 * z[0].square().sum(-1)
-            - 0.5 * z[0].shape[-1] * math.log(2 * math.pi)
-        )
+        return self._group_density(problem, self.eta(problem, z), z[0])
+
+    def _group_density(self, problem: Problem, eta: Tensor, z: Tensor) -> Tensor:
+        return self._sum_rows(0, self.log_likelihood(problem, eta)) + self._log_prior(z)
+
+    @staticmethod
+    def _log_prior(z: Tensor) -> Tensor:
+        """Log density of standard normal effects, (S, C)."""
+        return -0.5 * square_norm(z) - 0.5 * z.shape[-1] * math.log(2 * math.pi)
 
     def quadrature(self, problem: Problem, effects: Effects, order: int) -> Tensor:
         """Adaptive Gauss-Hermite quadrature of log p(y | theta) with one grouping factor, shape (S,).
@@ -373,17 +155,15 @@ class GroupConditional(GroupGaussian):
         order : int
             Nodes of each dimension.
         """
-        nodes, weights = (torch.as_tensor(a, dtype=problem.base.dtype) for a in hermgauss(order))
         width = effects.mean[0].shape[-1]
-        terms = []
-        for index in itertools.product(range(order), repeat=width):
-            node = nodes[list(index)] * math.sqrt(2.0)
-            shift = torch.linalg.solve_triangular(effects.primary.mT, node.unsqueeze(-1), upper=True)[..., 0]
-            log_weight = float(weights[list(index)].log().sum() + 0.5 * node.square().sum())
-            terms.append(self.by_group(problem, [effects.mean[0] + shift]) + log_weight)
-        log_det = effects.primary.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        integrals = torch.logsumexp(torch.stack(terms), dim=0) + 0.5 * width * math.log(2.0) - log_det
-        return integrals.sum(-1)
+        points, weights = (torch.as_tensor(a, dtype=problem.base.dtype) for a in hermgauss(order))
+        index = torch.tensor(list(itertools.product(range(order), repeat=width)))
+        nodes = points[index] * math.sqrt(2.0)
+        log_weights = (
+            weights[index].log().sum(-1) + 0.5 * nodes.square().sum(-1) + 0.5 * width * math.log(2.0)
+        )
+        nodes = nodes.unsqueeze(1).to(problem.base.device)
+        return self._weighted_sum(problem, effects, nodes, log_weights.to(problem.base.device)[:, None])
 
     def quasi_monte_carlo(
         self, problem: Problem, effects: Effects, points: int, spread: float = 1.5
@@ -404,16 +184,42 @@ class GroupConditional(GroupGaussian):
         spread : float
             Factor by which the Gaussian's sds are widened.
         """
-        nodes = spread * self._sobol_normals(points)
-        width = nodes.shape[-1]
-        log_det = effects.primary.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        normal = self._sobol_normals(points)
+        constant = normal.shape[-1] * (math.log(spread) + 0.5 * math.log(2 * math.pi)) - math.log(points)
+        return self._weighted_sum(problem, effects, spread * normal, 0.5 * normal.square().sum(-1) + constant)
+
+    def _weighted_sum(self, problem: Problem, effects: Effects, nodes: Tensor, log_weights: Tensor) -> Tensor:
+        """The log of a weighted sum of the density at nodes, summed over groups, shape (S,).
+
+        Parameters
+        ----------
+        problem : Problem
+            The density.
+        effects : Effects
+            The Gaussian in whose units the nodes are.
+        nodes : Tensor, shape (Q, C or 1, D)
+            Standardised nodes.
+        log_weights : Tensor, shape (Q, C or 1)
+            Log weights of the nodes.
+        """
+        codes = self.batch.codes[self.groups[0]]
+        unit = torch.eye(nodes.shape[-1], dtype=nodes.dtype, device=nodes.device)
+        inverse = solve_transposed(effects.primary, unit.expand_as(effects.primary))
+        centre = self.eta(problem, effects.mean)
+        # The predictor is linear in the node: one pass over the rows for each direction, not for each node.
+        flat = replace(problem, base=torch.zeros_like(problem.base))
+        columns = inverse.unbind(-1)
+        along = [self.eta(flat, [column]) for column in columns]
         terms = []
-        for node in nodes:
-            shift = torch.linalg.solve_triangular(effects.primary.mT, node.unsqueeze(-1), upper=True)[..., 0]
-            log_q = -0.5 * (node / spread).square().sum(-1)
-            terms.append(self.by_group(problem, [effects.mean[0] + shift]) - log_q)
-        integrals = torch.logsumexp(torch.stack(terms), dim=0) - log_det - math.log(points)
-        return (integrals + width * (math.log(spread) + 0.5 * math.log(2 * math.pi))).sum(-1)
+        for node, log_weight in zip(nodes, log_weights, strict=True):
+            eta, z = centre, effects.mean[0]
+            for direction, column, size in zip(along, columns, node.unbind(-1), strict=True):
+                by_row = size[codes] if len(size) > 1 else size
+                eta = torch.addcmul(eta, direction, by_row.unsqueeze(-1))
+                z = torch.addcmul(z, column, size.unsqueeze(-1))
+            terms.append(self._group_density(problem, eta, z) + log_weight)
+        log_det = effects.primary.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return (torch.logsumexp(torch.stack(terms), dim=0) - log_det).sum(-1)
 
     def _sobol_normals(self, points: int) -> Tensor:
         """The same (points, C, D) standard normal points at each call."""
@@ -425,12 +231,16 @@ class GroupConditional(GroupGaussian):
         normal = math.sqrt(2.0) * torch.erfinv(2.0 * uniform.clamp(1e-9, 1 - 1e-9) - 1.0)
         return normal.to(self.module.priors.device, self.module.priors.dtype)
 
+    def _with_draws(self, eta: Tensor, parameter: str) -> Tensor:
+        """A predictor of shape (S, N) or (S, N, R), S = 1 where it is the same for all."""
+        return eta if eta.dim() > 1 + (self._outputs(parameter) > 1) else eta.unsqueeze(0)
+
     def _as_columns(self, eta: Tensor, parameter: str) -> Tensor:
         eta = eta if self._outputs(parameter) > 1 else eta.unsqueeze(-1)
         return eta if eta.dim() == 3 else eta.unsqueeze(0)
 
     def _loading(self, block: EffectBlock, values: Mapping[str, Tensor], size: int) -> Tensor:
-        """A block's rows W D(tau) L, shape (S, N, K R, E), in the order of its standardised effects."""
+        """A block's rows W D(tau) L, shape (S, K R, E, N), in the order of its standardised effects."""
         columns = self.module.slope_columns(block, self.batch, self.hidden)
         outputs = self._outputs(block.parameter)
         sds = self.module.block_sds(block, values).expand(
@@ -442,8 +252,10 @@ class GroupConditional(GroupGaussian):
         for r in range(outputs):
             tau = sds[..., r] if outputs > 1 else sds
             scaled = torch.diag_embed(tau) @ factor if factor is not None else None
-            rows = columns @ scaled if scaled is not None else columns * tau.unsqueeze(1)
-            full = rows.new_zeros(*rows.shape, self.n_columns)
-            full[..., start + r] = rows
+            rows = columns.mT * tau.unsqueeze(-1) if scaled is None else scaled.mT @ columns.mT
+            if self.n_columns == 1:
+                return rows.unsqueeze(2)
+            full = rows.new_zeros(*rows.shape[:2], self.n_columns, rows.shape[2])
+            full[:, :, start + r] = rows
             parts.append(full)
-        return parts[0] if outputs == 1 else torch.stack(parts, dim=3).flatten(2, 3)
+        return parts[0] if outputs == 1 else torch.stack(parts, dim=2).flatten(1, 2)

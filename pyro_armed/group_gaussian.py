@@ -19,7 +19,7 @@ from pyro_armed.module import MixedEffectsModule
 from pyro_armed.priors import corr_name
 from pyro_armed.spec import EffectBlock
 
-__all__ = ["Effects", "GroupGaussian", "Hidden"]
+__all__ = ["Effects", "GroupGaussian", "Hidden", "cholesky", "solve_lower", "solve_transposed"]
 
 Hidden = tuple[Tensor, Tensor] | None
 
@@ -47,6 +47,15 @@ class Effects:
     cross: Tensor
     rest: Tensor
     log_det: Tensor
+
+    def replaced(self, which: Tensor, others: Effects) -> Effects:
+        """With those of some of the S, a mask, replaced by others."""
+        parts = [self.primary, self.cross, self.rest, self.log_det]
+        new = [others.primary, others.cross, others.rest, others.log_det]
+        return Effects(
+            [own.index_put((which,), other) for own, other in zip(self.mean, others.mean, strict=True)],
+            *(own.index_put((which,), other) for own, other in zip(parts, new, strict=True)),
+        )
 
 
 class GroupGaussian:
@@ -113,9 +122,7 @@ class GroupGaussian:
             second = torch.linalg.solve_triangular(effects.rest.mT, others, upper=True)
             first = first - effects.cross @ second
             parts = self._split_rest(second[..., 0])
-        solved = torch.linalg.solve_triangular(
-            effects.primary.mT, first.reshape(size, groups, width, 1), upper=True
-        )[..., 0]
+        solved = solve_transposed(effects.primary, first.reshape(size, groups, width, 1))[..., 0]
         return [mean + part for mean, part in zip(effects.mean, [solved, *parts], strict=True)]
 
     def log_density(self, effects: Effects, z: list[Tensor]) -> Tensor:
@@ -167,15 +174,13 @@ class GroupGaussian:
 
         What elimination takes from the dense part may be given where it is known already.
         """
-        primary = torch.linalg.cholesky(blocks)
+        primary = cholesky(blocks)
         log_det = 2 * primary.diagonal(dim1=-2, dim2=-1).log().sum((-1, -2))
         size, groups, width = primary.shape[:3]
         total = dense.shape[-1]
         if not total:
             return primary, crossed, dense, log_det
-        cross = torch.linalg.solve_triangular(
-            primary, crossed.reshape(size, groups, width, total), upper=False
-        )
+        cross = solve_lower(primary, crossed.reshape(size, groups, width, total))
         cross = cross.reshape(size, groups * width, total)
         rest = torch.linalg.cholesky(dense - (cross.mT @ cross if eliminated is None else eliminated))
         log_det = log_det + 2 * rest.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -187,18 +192,13 @@ class GroupGaussian:
         """Solve the Hessian against one vector for each grouping factor."""
         primary, cross, rest, _ = precision
         size, groups, width = primary.shape[:3]
-        half = torch.linalg.solve_triangular(primary, scores[0].unsqueeze(-1), upper=False).reshape(
-            size, -1, 1
-        )
+        half = solve_lower(primary, scores[0].unsqueeze(-1)).reshape(size, -1, 1)
         if not rest.shape[-1]:
-            solved = torch.linalg.solve_triangular(
-                primary.mT, half.reshape(size, groups, width, 1), upper=True
-            )
-            return [solved[..., 0]]
+            return [solve_transposed(primary, half.reshape(size, groups, width, 1))[..., 0]]
         others = torch.cat([score.reshape(size, -1) for score in scores[1:]], dim=1).unsqueeze(-1)
         second = torch.cholesky_solve(others - cross.mT @ half, rest)
         first = (half - cross @ second).reshape(size, groups, width, 1)
-        solved = torch.linalg.solve_triangular(primary.mT, first, upper=True)[..., 0]
+        solved = solve_transposed(primary, first)[..., 0]
         return [solved, *self._split_rest(second[..., 0])]
 
     def _split_rest(self, values: Tensor) -> list[Tensor]:
@@ -215,6 +215,12 @@ class GroupGaussian:
         total = rows.new_zeros(rows.shape[0], self.counts[name], *rows.shape[2:])
         return total.index_add(1, self.batch.codes[name], rows)
 
+    def _sum_rows(self, g: int, rows: Tensor) -> Tensor:
+        """Sums of rows (..., N) within groups, (..., C)."""
+        name = self.groups[g]
+        total = rows.new_zeros(*rows.shape[:-1], self.counts[name])
+        return total.index_add(-1, self.batch.codes[name], rows)
+
     def _positions(self, g: int, start: int) -> Tensor:
         """Positions of each row's effects among those of its side, shape (N, D)."""
         width = self.widths[self.groups[g]]
@@ -230,3 +236,25 @@ class GroupGaussian:
 
     def _width(self, block: EffectBlock) -> int:
         return block.size * self._outputs(block.parameter)
+
+
+# Most models have one effect for each group, for which the factorisations of 1 x 1 matrices are slow.
+
+
+def cholesky(blocks: Tensor) -> Tensor:
+    """Cholesky factors of blocks (..., D, D)."""
+    return blocks.sqrt() if blocks.shape[-1] == 1 else torch.linalg.cholesky(blocks)
+
+
+def solve_lower(factor: Tensor, right: Tensor) -> Tensor:
+    """Solve lower triangular systems (..., D, D) for right sides (..., D, K)."""
+    if factor.shape[-1] == 1:
+        return right / factor
+    return torch.linalg.solve_triangular(factor, right, upper=False)
+
+
+def solve_transposed(factor: Tensor, right: Tensor) -> Tensor:
+    """Solve the transposed systems of lower triangular factors; see `solve_lower`."""
+    if factor.shape[-1] == 1:
+        return right / factor
+    return torch.linalg.solve_triangular(factor.mT, right, upper=True)

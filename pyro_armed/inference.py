@@ -16,6 +16,7 @@ from pyro_armed.batch import Batch
 from pyro_armed.building import NetworkPlan, build_adversary, build_module
 from pyro_armed.draws import draw_chain, without_row_axis
 from pyro_armed.errors import ArgumentError
+from pyro_armed.global_draws import draw_effects
 from pyro_armed.guides import MeanFieldGuide
 from pyro_armed.importance import pareto_smooth
 from pyro_armed.local import local_parameters
@@ -26,7 +27,7 @@ from pyro_armed.sampling import CONDITIONS_ON, sample_nuts
 from pyro_armed.seeds import generator_for
 from pyro_armed.spec import ModelSpec
 from pyro_armed.structured import JointGuide, StructuredGuide
-from pyro_armed.structured_fit import correct_globals, draw_effects, fit_structured
+from pyro_armed.structured_fit import fit_structured
 from pyro_armed.training import TrainingResult, TrainingSettings, no_validation, single_thread, train_restarts
 
 __all__ = ["InferenceResult", "InferenceSettings", "assembled", "infer", "mean_field_chain"]
@@ -415,8 +416,10 @@ def _structured(
     within = None if trained is None else trained.guide
     given, hidden = _given_network(module, within, data)
     guide = StructuredGuide(given, data, hidden)
-    fit = fit_structured(guide, seed=seed, progressbar=settings.progressbar, label=label)
-    globals_ = correct_globals(guide, settings.draws, seed=seed)
+    fit = fit_structured(
+        guide, seed=seed, draws=settings.draws, progressbar=settings.progressbar, label=label
+    )
+    globals_: Any = fit.draws
     values, ratios = draw_effects(guide, globals_.theta, seed=seed)
     drawn = {} if given is module else _drawn_within(module, within, data, settings.draws, seed)
     chain = Chain(module, without_row_axis(given, values), {"log_weight": globals_.log_weight}, fit.elbo)

@@ -28,8 +28,9 @@ import torch
 from numpy.polynomial.hermite import hermgauss
 from torch import Tensor
 
-from pyro_armed.conditional import GroupConditional, Problem
+from pyro_armed.conditional import GroupConditional
 from pyro_armed.effect_draws import choose_effects
+from pyro_armed.newton import Problem
 
 __all__ = ["InnerQuadrature", "inner_nodes"]
 
@@ -186,7 +187,7 @@ class InnerQuadrature:
         active = torch.arange(size, device=v.device)
         for _ in range(_STEPS):
             # Far from the mode of theta it takes more steps: only those that need them go on.
-            part, here = _selected(problem, active), point.at(active)
+            part, here = problem.select(active), point.at(active)
             factor = torch.linalg.cholesky(self._curvature(part, here))
             score = self._score(part, here)
             step = torch.cholesky_solve(score.unsqueeze(-1), factor)[..., 0]
@@ -194,7 +195,7 @@ class InnerQuadrature:
             if not bool(going.any()):
                 break
             active = active[going]
-            moved = self._line_search(_selected(part, going), here.at(going), step[going])
+            moved = self._line_search(part.select(going), here.at(going), step[going])
             point = point.with_some(active, moved)
         return point
 
@@ -273,8 +274,8 @@ class InnerQuadrature:
         given = self._given(problem, v)
         terms, scores, curvatures = [], [], []
         for z, weight in self._nodes(mean, primary):
-            terms.append(self.inner.by_group(given, [z]) + weight)
-            score, curvature = self.inner._row_derivatives(given, [z], differentiable)
+            value, score, curvature = self.inner._row_derivatives(given, [z], differentiable)
+            terms.append(self.inner._sum_rows(0, value) + self.inner._log_prior(z) + weight)
             scores.append(score[..., 0])
             curvatures.append(curvature[..., 0, 0])
         stacked = torch.stack(terms)
@@ -330,21 +331,6 @@ def _frozen(problem: Problem) -> Problem:
     detached: Any = {name: value.detach() for name, value in problem.values.items()}
     fixed = {name: value.detach() for name, value in problem.fixed.items()}
     return Problem(detached, problem.base.detach(), [part.detach() for part in problem.loadings], fixed)
-
-
-def _selected(problem: Problem, which: Tensor) -> Problem:
-    """Some of the S values of the global variables; what is the same for all stays."""
-    size = problem.base.shape[0]
-
-    def some(tensor: Tensor) -> Tensor:
-        return tensor[which] if len(tensor) == size else tensor
-
-    return Problem(
-        {name: some(value) for name, value in problem.values.items()},
-        problem.base[which],
-        [part[which] for part in problem.loadings],
-        {name: some(value) for name, value in problem.fixed.items()},
-    )
 
 
 def _pairs(codes: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_armed.batch import Batch
-from pyro_armed.compiled import CompiledStep, GradientGraph, chosen, compiler_found
+from pyro_armed.compiled import CompiledStep, GradientGraph, chosen, compiler_found, uncollected
 from pyro_armed.errors import CompilationWarning
 from pyro_armed.objective import Objective
 from pyro_armed.updates import Layout, State, Tensors, Update, initial_state, sparse_groups
@@ -126,15 +126,20 @@ def plan_steps(
     if how == "off" or any(Layout.of(one, sparse) != plan.layout for one in objectives):
         return plan
     try:
-        gradient = _traced(plan, objectives)
-        if len(objectives) > 1 and gradient.elements <= _TOGETHER:
-            with suppress(Exception):  # operators that `vmap` does not know
-                together = _compiled(plan, gradient, objectives, how)
-                return replace(plan, compiled=together, side_by_side=len(objectives))
-        return replace(plan, compiled=_compiled(plan, gradient, objectives[:1], how))
+        with uncollected():
+            return _as_graph(plan, objectives, how)
     except Exception as error:  # a network or a family of the user's may do anything
         _warn(f"Training steps cannot be traced ({_reason(error)}); they run eagerly, which takes longer.")
         return plan
+
+
+def _as_graph(plan: StepPlan, objectives: Sequence[Objective], how: str) -> StepPlan:
+    gradient = _traced(plan, objectives)
+    if len(objectives) > 1 and gradient.elements <= _TOGETHER:
+        with suppress(Exception):  # operators that `vmap` does not know
+            together = _compiled(plan, gradient, objectives, how)
+            return replace(plan, compiled=together, side_by_side=len(objectives))
+    return replace(plan, compiled=_compiled(plan, gradient, objectives[:1], how))
 
 
 def _traced(plan: StepPlan, objectives: Sequence[Objective]) -> GradientGraph:

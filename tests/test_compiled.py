@@ -1,6 +1,7 @@
 """Graphs of training steps against eager steps: the Pyro model stays the only definition."""
 
 import copy
+import gc
 import os
 
 import pyro.distributions as dist
@@ -17,6 +18,7 @@ from pyro_armed.compiled import (
     chosen,
     compiler_found,
     unchecked_priors,
+    uncollected,
 )
 from pyro_armed.guides import MeanFieldGuide
 from pyro_armed.local import local_parameters
@@ -321,3 +323,15 @@ def test_inductor_steps_as_eager_steps_do(restarts, tmp_path, monkeypatch):
     rows = ROWS if restarts == 1 else [torch.stack([some, some]) for some in ROWS]
     eager = Eager([objective_of("adversary", seed) for seed in range(restarts)], 7)
     assert_same(eager, rows, (3, 4)[:restarts], inductor=True, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_the_collector_is_as_it_was(running):
+    before = gc.isenabled()
+    (gc.enable if running else gc.disable)()
+    try:
+        with uncollected():
+            assert not gc.isenabled()
+        assert gc.isenabled() is running
+    finally:
+        (gc.enable if before else gc.disable)()

@@ -8,7 +8,7 @@ from scipy.stats import multivariate_normal
 
 from pyro_armed import families
 from pyro_armed.design import FormulaDesign
-from pyro_armed.group_gaussian import Effects, GroupGaussian
+from pyro_armed.group_gaussian import Effects, GroupGaussian, cholesky, solve_lower, solve_transposed
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.priors import PriorTable
 
@@ -99,3 +99,15 @@ def test_draws_by_group_have_the_density_by_group() -> None:
     z = [torch.tensor(rng.normal(size=(1, 4, 1)))]
     by_group = algebra.density_by_group(effects, z)
     assert by_group.sum().item() == pytest.approx(float(algebra.log_density(effects, z)), rel=1e-12)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_triangular_systems(width):
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(2, 4, width, width, generator=generator, dtype=torch.float64)
+    blocks = root @ root.mT + torch.eye(width, dtype=torch.float64)
+    right = torch.randn(2, 4, width, 5, generator=generator, dtype=torch.float64)
+    factor = cholesky(blocks)
+    torch.testing.assert_close(factor @ factor.mT, blocks)
+    torch.testing.assert_close(factor @ solve_lower(factor, right), right)
+    torch.testing.assert_close(factor.mT @ solve_transposed(factor, right), right)

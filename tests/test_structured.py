@@ -11,9 +11,9 @@ from pyro.infer import SVI, Trace_ELBO
 
 from pyro_armed.conditional import GroupConditional
 from pyro_armed.errors import ArgumentError
+from pyro_armed.global_draws import marginal
 from pyro_armed.local import local_parameters
 from pyro_armed.structured import StructuredGuide
-from pyro_armed.structured_fit import marginal
 
 F64 = torch.float64
 

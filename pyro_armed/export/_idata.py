@@ -25,7 +25,7 @@ from pyro_armed.spec import ModelSpec
 
 __all__ = ["build_idata", "prediction_idata", "prior_idata"]
 
-MAX_POINTWISE = 50_000_000
+MAX_POINTWISE = 20_000_000
 # Rows that the network may be run on where each draw has effects within the network.
 MAX_PASSES = 100_000
 
@@ -56,7 +56,7 @@ def build_idata(
         Draws from the prior; 0 leaves the prior groups out.
     log_likelihood : bool or "auto"
         Whether to store ``log_likelihood`` and ``posterior_predictive``, which have chains x draws x rows
-        numbers each. ``"auto"``: unless that is more than 5e7, or 1e5 where the network has group effects
+        numbers each. ``"auto"``: unless that is more than 2e7, or 1e5 where the network has group effects
         within, as each number then takes a pass of its own. ``prior_predictive`` is left out where it is as
         large or takes such passes, unless asked for with True.
     attributes : mapping, optional
