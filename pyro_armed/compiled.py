@@ -210,8 +210,8 @@ class CompiledStep:
         self._state = list(state)
         lead = tuple(controls.shape[:-1])
         self._noise = [draw.like.new_empty(lead + draw.like.shape) for draw in gradient.draws]
-        example = [tensor.clone() for tensor in self._flat(state, rows, controls)]
-        graph = simplified(_make_fx(lambda *tensors: [self._whole(*tensors)], example))
+        example = self._flat(state, rows, controls)
+        graph = simplified(_make_fx(lambda *tensors: [self._whole(*tensors)], example, fake=True))
         self._run = _inductor(graph, example) if inductor else direct(graph)
 
     def seeded(self, seeds: Sequence[int]) -> Callable[[State, Tensor | None, Tensor], Tensor]:
@@ -307,11 +307,15 @@ def unchecked_priors(objectives: Sequence[Objective]) -> Iterator[None]:
                 one._validate_args = checked
 
 
-def _make_fx(function: Callable[..., Any], example: Sequence[Tensor]) -> GraphModule:
+def _make_fx(function: Callable[..., Any], example: Sequence[Tensor], fake: bool = False) -> GraphModule:
+    """The function as a graph; ``fake``: from the shapes of its arguments alone, which are not copied."""
     # Imports torch._dynamo, which takes as long as the rest of PyTorch.
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    return make_fx(lambda *tensors: function(*tensors))(*example)
+    mode = "fake" if fake else "real"
+    return make_fx(lambda *tensors: function(*tensors), tracing_mode=mode, _allow_non_fake_inputs=True)(
+        *example
+    )
 
 
 def _inductor(graph: GraphModule, example: Sequence[Tensor]) -> Callable[..., Any]:
