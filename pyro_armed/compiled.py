@@ -13,7 +13,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -312,7 +312,7 @@ def _make_fx(function: Callable[..., Any], example: Sequence[Tensor], fake: bool
     # Imports torch._dynamo, which takes as long as the rest of PyTorch.
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    mode = "fake" if fake else "real"
+    mode: Literal["fake", "real"] = "fake" if fake else "real"
     return make_fx(lambda *tensors: function(*tensors), tracing_mode=mode, _allow_non_fake_inputs=True)(
         *example
     )
