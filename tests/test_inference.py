@@ -180,3 +180,20 @@ def test_auxiliary_terms_reach_training_and_not_the_density(monkeypatch):
     result = infer(made, settings(guide="mean_field", restarts=1))
     assert seen == [(0.5, 0.3)]
     assert set(result.posterior.chains[0].values) == {"Intercept", "features", "1|g_sigma", "1|g"}
+
+
+@pytest.mark.parametrize("compile", ["off", "trace"])
+def test_an_adversary_of_weight_zero_gives_the_posterior_of_no_adversary_to_the_last_bit(compile):
+    frame = pa.simulate.spirals(3, 30, seed=0).frame
+    posteriors = []
+    for adversary in (None, pa.Adversary(0.0)):
+        model = pa.ARMED(
+            "y ~ x1 + x2 + (1 + features | group)",
+            frame,
+            family="bernoulli",
+            network=pa.networks.MLP(hidden=(4, 4)),
+            adversary=adversary,
+        )
+        fit = {"guide": "mean_field", "restarts": 1, "draws": 5, "epochs": 20, "batch_size": 30}
+        posteriors.append(model.fit(**fit, compile=compile, seed=3, progressbar=False)["posterior"])
+    assert posteriors[0].equals(posteriors[1])

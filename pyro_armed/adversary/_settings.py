@@ -26,7 +26,8 @@ class Adversary:
         independent of it altogether. The latter attacks the target itself where response rates differ by
         group. ``"auto"`` is True for classification families and False for others.
     warmup
-        Fraction of training over which the weight rises linearly from 0, in [0, 1].
+        Fraction of training over which the weight rises linearly from 0, in [0, 1]. It is 0 because 0.5 was
+        no better in accuracy over nine fits of spirals with layers of 4 units, and saved none of them.
     learning_rate, weight_decay
         Of the classifier's own part of the optimiser (Adam).
     groups

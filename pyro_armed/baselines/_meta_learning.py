@@ -20,6 +20,7 @@ from pyro_armed.batch import Batch, minibatches
 from pyro_armed.errors import ArgumentError
 from pyro_armed.evaluation import kind_of
 from pyro_armed.families import Family
+from pyro_armed.inference import InferenceSettings
 from pyro_armed.passes import network_inputs, run_rows
 from pyro_armed.seeds import generator_for, seeded, stream
 from pyro_armed.training import TrainingSettings, single_thread
@@ -141,7 +142,8 @@ def train_mldg(
             f"Meta-learning is for families without auxiliary parameters, not for {spec.family.name!r}; "
             "leave it out of baselines."
         )
-    network = design._plan.instance(spec, data, stream(seed, "network") % 2**31)  # type: ignore[union-attr]
+    first = InferenceSettings(seed=seed).chain_seed(0)  # the first weights of the other baselines
+    network = design._plan.instance(spec, data, first)  # type: ignore[union-attr]
     budget = {n: task.fit[n] for n in ("epochs", "batch_size", "learning_rate") if n in task.fit}
     steps = TrainingSettings(**{"learning_rate": 0.01, **budget})
     run = _Run(

@@ -1,48 +1,36 @@
-"""The adversary's warm-up: accuracy and the probes' share on confounded spirals, by seed."""
+"""The adversary's weight and warm-up on spirals: accuracy and the probes' share, by seed or fold."""
 
 import argparse
-import warnings
 
-import numpy as np
-
-import pyro_armed as pa
+from pyro_armed.adversary import Adversary
+from pyro_armed.baselines import BASELINES, fits, score
+from pyro_armed.reproduce import find
+from pyro_armed.reproduce._spirals import network
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--application", default="spirals-confounded")
     parser.add_argument("--units", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--weight", type=float, default=0.5)
-    parser.add_argument("--warmups", type=float, nargs="+", default=[0.0, 0.1, 0.25, 0.5, 1.0])
+    parser.add_argument("--settings", nargs="+", default=["0.5,0", "0.5,0.5", "0.5,1", "0.1,0", "0.1,0.5"])
     options = parser.parse_args()
-    columns = ["x1", "x2", "probe1", "probe2"]
-    for seed in range(options.first, options.first + options.seeds):
-        frame = pa.simulate.confounded_spirals(10, 600, seed=seed).frame.sample(frac=1, random_state=seed)
-        train, test = frame[:4800], frame[4800:]
-        settings = {"none": None}
-        settings |= {f"{w:g}": pa.Adversary(options.weight, warmup=w) for w in options.warmups}
-        for name, adversary in settings.items():
-            model = pa.ARMED(
-                "y ~ x1 + x2 + probe1 + probe2 + (1 + features | group)",
-                train,
-                family="bernoulli",
-                network=pa.networks.MLP(hidden=(options.units,) * 3),
-                adversary=adversary,
+    application = find(options.application)
+    inputs = application.problem(0, True, ()).task.train.x.shape[1]
+    net = network(inputs, options.units)
+    variants = [BASELINES["random effects"].changed("no adversary", "", network=net)]
+    for text in options.settings:
+        weight, warmup = map(float, text.split(","))
+        adversary = Adversary(weight=weight, warmup=warmup)
+        name = f"weight {weight:g}, warm-up {warmup:g}"
+        variants.append(BASELINES["ARMED"].changed(name, "", adversary=adversary, network=net))
+    for seed in options.seeds:
+        problem = application.problem(seed, False, ())
+        for name, fitted in fits(problem.task, baselines=variants, seed=seed, progressbar=False):
+            found = score(problem.task, fitted).set_index(["split", "metric"])["value"]
+            further = application.measures(problem, name, fitted, seed)
+            share = "" if further is None else f", probes {further['value'].item():.3f}"
+            print(
+                f"seed {seed}, {options.units} units, {name}: accuracy {found['seen', 'accuracy']:.3f} seen, "
+                f"{found['unseen', 'accuracy']:.3f} unseen{share}",
+                flush=True,
             )
-            fit = {"guide": "mean_field", "restarts": 1, "draws": 50, "early_stopping": False}
-            model.fit(
-                **fit,
-                epochs=options.epochs,
-                batch_size=128,
-                log_likelihood=False,
-                seed=seed,
-                progressbar=False,
-            )
-            (p,) = model.predict(test, seed=0)["predictions"].data_vars.values()
-            right = np.mean((p.mean(("chain", "draw")).to_numpy() > 0.5) == test["y"].to_numpy())
-            share = pa.diagnostics.importance(model, test[[*columns, "group", "y"]], draws=20).share(
-                ["probe1", "probe2"]
-            )
-            print(f"seed {seed}, warm-up {name}: accuracy {right:.3f}, probes {share.mean():.3f}", flush=True)
