@@ -31,7 +31,7 @@ _RECONSTRUCTION = Reconstruction("normal", weight=0.01)
 
 
 def _network() -> nn.Module:
-    return AutoencoderClassifier(channels=_CHANNELS, latent=4, activation="elu")
+    return AutoencoderClassifier(channels=_CHANNELS, latent=8, activation="elu")
 
 
 def _problem(seed: int, quick: bool, files: Sequence[Path]) -> Problem:
