@@ -1,6 +1,7 @@
 """Bayesian mixed-effects deep learning on Pyro."""
 
 from pyro_armed import (
+    baselines,
     datasets,
     diagnostics,
     distributed,
@@ -25,6 +26,7 @@ __all__ = [
     "Adversary",
     "RandomEffects",
     "Reconstruction",
+    "baselines",
     "choose_adversary",
     "cross_conformal",
     "cross_predict",
