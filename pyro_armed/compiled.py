@@ -211,7 +211,7 @@ class CompiledStep:
         lead = tuple(controls.shape[:-1])
         self._noise = [draw.like.new_empty(lead + draw.like.shape) for draw in gradient.draws]
         example = self._flat(state, rows, controls)
-        graph = simplified(_make_fx(lambda *tensors: [self._whole(*tensors)], example, fake=True))
+        graph = _step_graph(lambda *tensors: [self._whole(*tensors)], example)
         self._run = _inductor(graph, example) if inductor else direct(graph)
 
     def seeded(self, seeds: Sequence[int]) -> Callable[[State, Tensor | None, Tensor], Tensor]:
@@ -307,15 +307,22 @@ def unchecked_priors(objectives: Sequence[Objective]) -> Iterator[None]:
                 one._validate_args = checked
 
 
-def _make_fx(function: Callable[..., Any], example: Sequence[Tensor], fake: bool = False) -> GraphModule:
-    """The function as a graph; ``fake``: from the shapes of its arguments alone, which are not copied."""
+def _step_graph(function: Callable[..., Any], example: Sequence[Tensor]) -> GraphModule:
+    """A step as a graph: from the shapes of its arguments, of which no copy is made, if these say enough."""
+    try:
+        return simplified(_make_fx(function, example, "fake"))
+    except Exception:  # a size that depends on values
+        return simplified(_make_fx(function, [tensor.clone() for tensor in example]))
+
+
+def _make_fx(
+    function: Callable[..., Any], example: Sequence[Tensor], mode: Literal["real", "fake"] = "real"
+) -> GraphModule:
     # Imports torch._dynamo, which takes as long as the rest of PyTorch.
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    mode: Literal["fake", "real"] = "fake" if fake else "real"
-    return make_fx(lambda *tensors: function(*tensors), tracing_mode=mode, _allow_non_fake_inputs=True)(
-        *example
-    )
+    traced = make_fx(lambda *tensors: function(*tensors), tracing_mode=mode, _allow_non_fake_inputs=True)
+    return traced(*example)
 
 
 def _inductor(graph: GraphModule, example: Sequence[Tensor]) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from pyro_armed.errors import ArgumentError, DataError
 from pyro_armed.guides import MeanFieldGuide
 from pyro_armed.local import local_parameters
 from pyro_armed.objective import Objective, negative_elbo
+from pyro_armed.posterior import Posterior
 from pyro_armed.seeds import seeded
 from pyro_armed.training import TrainingSettings, train
 
@@ -459,7 +460,7 @@ def test_population_and_marginal_effects_of_new_groups():
 
 def test_what_cannot_be_done_with_effects_within_the_network():
     model = model_of()
-    model._posterior = object()  # not looked at before the refusals
+    model._posterior = Posterior([])  # not looked at before the refusals
     with pytest.raises(ArgumentError, match="icc shares out the variance of a linear predictor"):
         pa.diagnostics.icc(model)
     with pytest.raises(ArgumentError, match="integrates their effects out"):

@@ -129,7 +129,7 @@ def test_fitting_again_forgets_updates_and_files_keep_them(tmp_path):
     model.save(tmp_path / "m.armed")
     loaded = pa.load(tmp_path / "m.armed")
     np.testing.assert_array_equal(loaded.predict(more())["predictions"]["b"].values, told)
-    with pytest.raises(NotFittedError, match="has no training rows, which update"):
+    with pytest.raises(NotFittedError, match=r"no training rows in memory, which update\(\) needs"):
         loaded.update(more())
     model.fit(**QUICK, log_likelihood=False)
     np.testing.assert_array_equal(model.predict(more())["predictions"]["b"].values, fitted)

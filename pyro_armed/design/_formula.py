@@ -57,6 +57,8 @@ class FormulaDesign:
         Response family.
     network : bool
         Whether the common terms of the main formula are inputs of a network.
+    linear_path : bool
+        Whether they enter linearly beside the network.
     missing : {"error", "drop", "indicator"}
         What to do with rows that have missing values.
     weights : str, optional

@@ -42,7 +42,7 @@ class StreamedDesign(FormulaDesign):
 
     Parameters
     ----------
-    formulas, family, network, missing, weights, namespace, layers
+    formulas, family, network, linear_path, missing, weights, namespace, layers
         As for `FormulaDesign`.
     rows : ParquetRows
         Training rows.

@@ -88,6 +88,7 @@ def folder_images(files: Sequence[Path], quick: bool) -> Any:
 
 
 def binary(labels: Any) -> NDArray[np.int64]:
+    """Labels of two kinds as 0 and 1, in their order, shape (N,)."""
     levels = np.unique(labels)
     if len(levels) != 2:
         raise DataError(f"The column label has {len(levels)} different values; it needs two.")
