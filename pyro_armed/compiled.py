@@ -30,6 +30,8 @@ __all__ = [
     "GradientGraph",
     "chosen",
     "compiler_found",
+    "inductor_run",
+    "traced",
     "unchecked_priors",
     "uncollected",
 ]
@@ -96,7 +98,7 @@ class GradientGraph:
         self._update = update
         weight = torch.ones((), dtype=torch.float64, device=next(iter(values.values())).device)
         example = [*values.values(), *fixed.values(), *batch.values(), weight]
-        self.graph = purified(_make_fx(torch.func.functionalize(self._listed), [t.clone() for t in example]))
+        self.graph = purified(traced(torch.func.functionalize(self._listed), [t.clone() for t in example]))
         self.draws = draws_outside(self.graph)
         self._changes = self._changed_buffers()
         simplified(self.graph)
@@ -211,8 +213,8 @@ class CompiledStep:
         lead = tuple(controls.shape[:-1])
         self._noise = [draw.like.new_empty(lead + draw.like.shape) for draw in gradient.draws]
         example = self._flat(state, rows, controls)
-        graph = simplified(_make_fx(lambda *tensors: [self._whole(*tensors)], example, fake=True))
-        self._run = _inductor(graph, example) if inductor else direct(graph)
+        graph = simplified(traced(lambda *tensors: [self._whole(*tensors)], example, fake=True))
+        self._run = inductor_run(graph, example) if inductor else direct(graph)
 
     def seeded(self, seeds: Sequence[int]) -> Callable[[State, Tensor | None, Tensor], Tensor]:
         """The step as training takes it, its draws those of eager steps with these seeds.
@@ -307,7 +309,7 @@ def unchecked_priors(objectives: Sequence[Objective]) -> Iterator[None]:
                 one._validate_args = checked
 
 
-def _make_fx(function: Callable[..., Any], example: Sequence[Tensor], fake: bool = False) -> GraphModule:
+def traced(function: Callable[..., Any], example: Sequence[Tensor], fake: bool = False) -> GraphModule:
     """The function as a graph; ``fake``: from the shapes of its arguments alone, which are not copied."""
     # Imports torch._dynamo, which takes as long as the rest of PyTorch.
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -318,7 +320,8 @@ def _make_fx(function: Callable[..., Any], example: Sequence[Tensor], fake: bool
     )
 
 
-def _inductor(graph: GraphModule, example: Sequence[Tensor]) -> Callable[..., Any]:
+def inductor_run(graph: GraphModule, example: Sequence[Tensor]) -> Callable[..., Any]:
+    """The graph compiled by Inductor for tensors like the example."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's own deprecations
         import torch._inductor

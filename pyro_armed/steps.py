@@ -17,7 +17,7 @@ from pyro_armed.errors import CompilationWarning
 from pyro_armed.objective import Objective
 from pyro_armed.updates import Layout, State, Tensors, Update, initial_state, sparse_groups
 
-__all__ = ["Step", "StepPlan", "first_controls", "plan_steps"]
+__all__ = ["Step", "StepPlan", "first_controls", "plan_steps", "reason"]
 
 Step = Callable[[State, Tensor | None, Tensor], Tensor]
 
@@ -129,7 +129,7 @@ def plan_steps(
         with uncollected():
             return _as_graph(plan, objectives, how)
     except Exception as error:  # a network or a family of the user's may do anything
-        _warn(f"Training steps cannot be traced ({_reason(error)}); they run eagerly, which takes longer.")
+        _warn(f"Training steps cannot be traced ({reason(error)}); they run eagerly, which takes longer.")
         return plan
 
 
@@ -175,11 +175,12 @@ def _compiled(
             try:
                 return CompiledStep(*example, inductor=True)
             except Exception as error:  # compilers fail in many ways
-                _warn(f"Inductor cannot compile the training steps ({_reason(error)}); they are traced.")
+                _warn(f"Inductor cannot compile the training steps ({reason(error)}); they are traced.")
     return CompiledStep(*example, inductor=False)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """An error in a few words, for a warning."""
     lines = str(error).strip().splitlines()
     text = lines[0].rstrip(".") if lines else ""
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
