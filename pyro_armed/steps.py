@@ -15,7 +15,7 @@ from pyro_armed.batch import Batch
 from pyro_armed.compiled import CompiledStep, GradientGraph, chosen, compiler_found, uncollected
 from pyro_armed.errors import CompilationWarning
 from pyro_armed.objective import Objective
-from pyro_armed.updates import Layout, State, Tensors, Update, initial_state, sparse_groups
+from pyro_armed.updates import Layout, State, Tensors, Update, blank_state, first_values, sparse_groups
 
 __all__ = ["Step", "StepPlan", "first_controls", "plan_steps", "reason"]
 
@@ -147,11 +147,9 @@ def _traced(plan: StepPlan, objectives: Sequence[Objective]) -> GradientGraph:
     gradient: GradientGraph | None = None
     for objective in objectives:
         update = plan.update(objective)
-        state = initial_state(plan.layout, [objective])
         rows = None if plan.size == plan.data.n_rows else torch.arange(plan.size, device=plan.data.device)
         batch, present = update.select(plan.data.tensors(), rows)
-        fixed = {name: state[name] for name in plan.layout.fixed}
-        values = update.values(state, present)
+        values, fixed = first_values(plan.layout, objective, present)
         if gradient is None:
             gradient = GradientGraph(update, values, fixed, batch)
         gradient.check(update, values, fixed, batch)
@@ -165,7 +163,7 @@ def _compiled(
     if plan.size < plan.data.n_rows:
         rows = torch.arange(plan.size, device=plan.data.device)
         rows = rows if len(objectives) == 1 else rows.repeat(len(objectives), 1)
-    state = initial_state(plan.layout, objectives)
+    state = blank_state(plan.layout, objectives)
     controls = first_controls(objectives, 0.01, plan.data.device)
     example = (plan.update(objectives[0]), gradient, state, plan.data.tensors(), rows, controls)
     if how == "inductor":
