@@ -348,11 +348,11 @@ class ARMED(FittedModel):
         early_stopping : bool
             Whether to stop when the smoothed ELBO stops rising.
         compile : {"auto", "inductor", "trace", "off"}
-            How the steps of SVI (of the mean-field guide and the network) are run: as a graph through
-            Inductor, which needs a C++ compiler and takes half a minute at first; as a graph of PyTorch's
-            operators; or eagerly. "auto" goes by the number of steps: eagerly below 1000 over all restarts,
-            through Inductor from 20,000 steps of a restart on. All draw the same random numbers, and results
-            differ by rounding.
+            How the steps of SVI are run: as a graph through Inductor, which needs a C++ compiler and takes
+            half a minute at first; as a graph of PyTorch's operators; or eagerly. "auto" goes by the number
+            of steps: eagerly below 1000 over all restarts, through Inductor from 20,000 steps of a restart
+            on; the structured guide's own steps, at most 300, are then eager. All draw the same random
+            numbers, and results differ by rounding.
         warmup : int
             NUTS's warm-up iterations.
         log_likelihood : bool or "auto"

@@ -30,6 +30,8 @@ __all__ = [
     "GradientGraph",
     "chosen",
     "compiler_found",
+    "inductor_run",
+    "traced",
     "unchecked_priors",
     "uncollected",
 ]
@@ -96,7 +98,7 @@ class GradientGraph:
         self._update = update
         weight = torch.ones((), dtype=torch.float64, device=next(iter(values.values())).device)
         example = [*values.values(), *fixed.values(), *batch.values(), weight]
-        self.graph = purified(_make_fx(torch.func.functionalize(self._listed), [t.clone() for t in example]))
+        self.graph = purified(traced(torch.func.functionalize(self._listed), [t.clone() for t in example]))
         self.draws = draws_outside(self.graph)
         self._changes = self._changed_buffers()
         simplified(self.graph)
@@ -212,7 +214,7 @@ class CompiledStep:
         self._noise = [draw.like.new_empty(lead + draw.like.shape) for draw in gradient.draws]
         example = self._flat(state, rows, controls)
         graph = _step_graph(lambda *tensors: [self._whole(*tensors)], example)
-        self._run = _inductor(graph, example) if inductor else direct(graph)
+        self._run = inductor_run(graph, example) if inductor else direct(graph)
 
     def seeded(self, seeds: Sequence[int]) -> Callable[[State, Tensor | None, Tensor], Tensor]:
         """The step as training takes it, its draws those of eager steps with these seeds.
@@ -310,22 +312,24 @@ def unchecked_priors(objectives: Sequence[Objective]) -> Iterator[None]:
 def _step_graph(function: Callable[..., Any], example: Sequence[Tensor]) -> GraphModule:
     """A step as a graph: from the shapes of its arguments, of which no copy is made, if these say enough."""
     try:
-        return simplified(_make_fx(function, example, "fake"))
+        return simplified(traced(function, example, fake=True))
     except Exception:  # a size that depends on values
-        return simplified(_make_fx(function, [tensor.clone() for tensor in example]))
+        return simplified(traced(function, [tensor.clone() for tensor in example]))
 
 
-def _make_fx(
-    function: Callable[..., Any], example: Sequence[Tensor], mode: Literal["real", "fake"] = "real"
-) -> GraphModule:
+def traced(function: Callable[..., Any], example: Sequence[Tensor], fake: bool = False) -> GraphModule:
+    """The function as a graph; ``fake``: from the shapes of its arguments alone, which are not copied."""
     # Imports torch._dynamo, which takes as long as the rest of PyTorch.
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    traced = make_fx(lambda *tensors: function(*tensors), tracing_mode=mode, _allow_non_fake_inputs=True)
-    return traced(*example)
+    mode: Literal["fake", "real"] = "fake" if fake else "real"
+    return make_fx(lambda *tensors: function(*tensors), tracing_mode=mode, _allow_non_fake_inputs=True)(
+        *example
+    )
 
 
-def _inductor(graph: GraphModule, example: Sequence[Tensor]) -> Callable[..., Any]:
+def inductor_run(graph: GraphModule, example: Sequence[Tensor]) -> Callable[..., Any]:
+    """The graph compiled by Inductor for tensors like the example."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's own deprecations
         import torch._inductor

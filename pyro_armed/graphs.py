@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node, map_arg
 
-__all__ = ["Draw", "direct", "draws_outside", "purified", "simplified"]
+__all__ = ["Draw", "direct", "draws_outside", "masks_as_positions", "purified", "simplified"]
 
 # PyTorch's own functions cost less per call than the operators that a recording names.
 # fmt: off
@@ -78,6 +78,39 @@ def direct(graph: GraphModule) -> GraphModule:
         name, _, overload = getattr(node.target, "__name__", "").partition(".")
         if node.op == "call_function" and overload and name in _DIRECT:
             node.target = getattr(torch, name)
+    graph.recompile()
+    return graph
+
+
+def masks_as_positions(graph: GraphModule) -> GraphModule:
+    """Constant masks that index a tensor as positions: the shape of a result must not depend on values.
+
+    Parameters
+    ----------
+    graph : GraphModule
+        From `simplified`; changed in place.
+
+    Returns
+    -------
+    GraphModule
+    """
+    aten = torch.ops.aten
+    for node in list(graph.graph.nodes):
+        if node.target not in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
+            continue
+        positions: list[Any] = []
+        for index in node.args[1]:
+            mask = getattr(graph, str(index.target)) if index is not None and index.op == "get_attr" else None
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                positions.append(index)
+                continue
+            for axis, places in enumerate(mask.nonzero(as_tuple=True)):
+                name = f"{node.name}_{index.name}_{axis}"
+                graph.register_buffer(name, places)
+                with graph.graph.inserting_before(node):
+                    positions.append(graph.graph.get_attr(name))
+        node.args = (node.args[0], positions, *node.args[2:])
+    graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
 

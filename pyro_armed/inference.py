@@ -417,7 +417,12 @@ def _structured(
     given, hidden = _given_network(module, within, data)
     guide = StructuredGuide(given, data, hidden)
     fit = fit_structured(
-        guide, seed=seed, draws=settings.draws, progressbar=settings.progressbar, label=label
+        guide,
+        seed=seed,
+        draws=settings.draws,
+        compile=settings.compile,
+        progressbar=settings.progressbar,
+        label=label,
     )
     globals_: Any = fit.draws
     values, ratios = draw_effects(guide, globals_.theta, seed=seed)

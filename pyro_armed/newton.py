@@ -124,22 +124,58 @@ class NewtonSolver(GroupGaussian):
         -------
         Effects
         """
+        frozen, start = self._begun(problem, start)
+        differentiable = torch.is_grad_enabled() and any(
+            v.requires_grad for v in [problem.base, *problem.loadings]
+        )
+        # The attached step that follows squares what is left of the error.
+        goal = math.sqrt(tolerance) if differentiable else tolerance
+        found = self._settled(frozen, start, steps, goal)
+        return self._attached(problem, found.mean) if differentiable else found
+
+    def solve_blindly(
+        self, problem: Problem, start: list[Tensor] | None = None, steps: int = 2
+    ) -> tuple[Effects, Tensor]:
+        """`solve` by a fixed number of whole Newton steps, which can be traced.
+
+        Parameters
+        ----------
+        problem : Problem
+            The density.
+        start : list of Tensor, optional
+            See `solve`.
+        steps : int
+            Newton steps before the one through which gradients flow.
+
+        Returns
+        -------
+        effects : Effects
+            Not finite where the Hessian is not positive definite, unless that raises an error.
+        length : Tensor, shape ()
+            Largest entry of the last of these steps.
+        """
+        frozen, mode = self._begun(problem, start)
+        length = problem.base.new_zeros(())
+        for _ in range(steps):
+            direction = self._whole_step(frozen, mode, *self._row_derivatives(frozen, mode, False)[1:])
+            length = torch.stack([part.abs().amax() for part in direction]).amax()
+            mode = [m + d for m, d in zip(mode, direction, strict=True)]
+        direction = self._whole_step(problem, mode, *self._row_derivatives(problem, mode, True)[1:])
+        mode = [m + d for m, d in zip(mode, direction, strict=True)]
+        curvature = self._row_derivatives(problem, mode, True)[2]
+        return Effects(mode, *self._precision(problem, curvature)), length
+
+    def _begun(self, problem: Problem, start: list[Tensor] | None) -> tuple[Problem, list[Tensor]]:
+        """The problem without derivatives, and where Newton's method begins for each of its S."""
         frozen = Problem(
             {name: value.detach() for name, value in problem.values.items()},
             problem.base.detach(),
             [loading.detach() for loading in problem.loadings],
             {name: value.detach() for name, value in problem.fixed.items()},
         )
-        size = problem.base.shape[0]
         if start is None:
             start = [problem.base.new_zeros(1, self.counts[n], self.widths[n]) for n in self.groups]
-        differentiable = torch.is_grad_enabled() and any(
-            v.requires_grad for v in [problem.base, *problem.loadings]
-        )
-        # The attached step that follows squares what is left of the error.
-        goal = math.sqrt(tolerance) if differentiable else tolerance
-        found = self._settled(frozen, [part.expand(size, -1, -1) for part in start], steps, goal)
-        return self._attached(problem, found.mean) if differentiable else found
+        return frozen, [part.expand(problem.base.shape[0], -1, -1) for part in start]
 
     def _settled(self, problem: Problem, mode: list[Tensor], steps: int, goal: float) -> Effects:
         """Newton steps of each of the S problems until they are shorter than a goal."""
@@ -217,6 +253,13 @@ class NewtonSolver(GroupGaussian):
         scores = [self._score(problem, g, mode, gradient) for g in range(len(self.groups))]
         precision = self._precision(problem, self._definite_curvature(problem, curvature))
         return self._apply_inverse(precision, scores), precision
+
+    def _whole_step(
+        self, problem: Problem, mode: list[Tensor], gradient: Tensor, curvature: Tensor
+    ) -> list[Tensor]:
+        """Newton's step where the Hessian is positive definite."""
+        scores = [self._score(problem, g, mode, gradient) for g in range(len(self.groups))]
+        return self._apply_inverse(self._precision(problem, curvature), scores)
 
     def _row_derivatives(
         self, problem: Problem, mode: list[Tensor], differentiable: bool

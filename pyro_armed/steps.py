@@ -15,9 +15,9 @@ from pyro_armed.batch import Batch
 from pyro_armed.compiled import CompiledStep, GradientGraph, chosen, compiler_found, uncollected
 from pyro_armed.errors import CompilationWarning
 from pyro_armed.objective import Objective
-from pyro_armed.updates import Layout, State, Tensors, Update, initial_state, sparse_groups
+from pyro_armed.updates import Layout, State, Tensors, Update, blank_state, first_values, sparse_groups
 
-__all__ = ["Step", "StepPlan", "first_controls", "plan_steps"]
+__all__ = ["Step", "StepPlan", "first_controls", "plan_steps", "reason"]
 
 Step = Callable[[State, Tensor | None, Tensor], Tensor]
 
@@ -129,7 +129,7 @@ def plan_steps(
         with uncollected():
             return _as_graph(plan, objectives, how)
     except Exception as error:  # a network or a family of the user's may do anything
-        _warn(f"Training steps cannot be traced ({_reason(error)}); they run eagerly, which takes longer.")
+        _warn(f"Training steps cannot be traced ({reason(error)}); they run eagerly, which takes longer.")
         return plan
 
 
@@ -147,11 +147,9 @@ def _traced(plan: StepPlan, objectives: Sequence[Objective]) -> GradientGraph:
     gradient: GradientGraph | None = None
     for objective in objectives:
         update = plan.update(objective)
-        state = initial_state(plan.layout, [objective])
         rows = None if plan.size == plan.data.n_rows else torch.arange(plan.size, device=plan.data.device)
         batch, present = update.select(plan.data.tensors(), rows)
-        fixed = {name: state[name] for name in plan.layout.fixed}
-        values = update.values(state, present)
+        values, fixed = first_values(plan.layout, objective, present)
         if gradient is None:
             gradient = GradientGraph(update, values, fixed, batch)
         gradient.check(update, values, fixed, batch)
@@ -165,7 +163,7 @@ def _compiled(
     if plan.size < plan.data.n_rows:
         rows = torch.arange(plan.size, device=plan.data.device)
         rows = rows if len(objectives) == 1 else rows.repeat(len(objectives), 1)
-    state = initial_state(plan.layout, objectives)
+    state = blank_state(plan.layout, objectives)
     controls = first_controls(objectives, 0.01, plan.data.device)
     example = (plan.update(objectives[0]), gradient, state, plan.data.tensors(), rows, controls)
     if how == "inductor":
@@ -175,11 +173,12 @@ def _compiled(
             try:
                 return CompiledStep(*example, inductor=True)
             except Exception as error:  # compilers fail in many ways
-                _warn(f"Inductor cannot compile the training steps ({_reason(error)}); they are traced.")
+                _warn(f"Inductor cannot compile the training steps ({reason(error)}); they are traced.")
     return CompiledStep(*example, inductor=False)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """An error in a few words, for a warning."""
     lines = str(error).strip().splitlines()
     text = lines[0].rstrip(".") if lines else ""
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -14,6 +14,7 @@ tenth (their posterior is skewed); weights of theta alone, not of all effects, r
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +34,9 @@ from pyro_armed.global_draws import (
 )
 from pyro_armed.seeds import generator_for
 from pyro_armed.structured import StructuredGuide
+from pyro_armed.structured_steps import MarginalGraph, marginal_graph
 
-__all__ = ["StructuredFit", "fit_structured"]
+__all__ = ["StructuredFit", "fit_structured", "svi_step"]
 
 _PARTICLES = 8
 _WINDOW = 25
@@ -73,6 +75,7 @@ def fit_structured(
     seed: int,
     draws: int | None = None,
     max_steps: int = 300,
+    compile: str = "auto",
     progressbar: bool = True,
     label: str = "SVI",
 ) -> StructuredFit:
@@ -89,6 +92,8 @@ def fit_structured(
         the mode there are no SVI steps. None: no draws.
     max_steps : int
         Most SVI steps.
+    compile : {"auto", "inductor", "trace", "off"}
+        How SVI steps are run; "auto": eagerly, since there are too few to repay tracing.
     progressbar : bool
         Whether to show progress.
     label : str
@@ -119,7 +124,7 @@ def fit_structured(
                 guide.set_gaussian(drawn.mean, drawn.factor)
                 guide.remember_slopes()
             return StructuredFit(_appraise(guide, generator, bar), found, drawn)
-        elbo, settled = _refine(guide, generator, max_steps, bar)
+        elbo, settled = _refine(guide, generator, max_steps, bar, compile)
         if draws is not None:
             drawn = correct_globals(guide, draws, seed=seed)
     return StructuredFit(elbo, found and settled, drawn)
@@ -181,15 +186,16 @@ def _inverse_root(hessian: Tensor) -> Tensor:
 
 
 def _refine(
-    guide: StructuredGuide, generator: torch.Generator, max_steps: int, bar: tqdm
+    guide: StructuredGuide, generator: torch.Generator, max_steps: int, bar: tqdm, how: str = "off"
 ) -> tuple[Tensor, bool]:
     """Adam on the ELBO; antithetic draws, since the integrand is nearly quadratic."""
     optimizer = torch.optim.Adam(guide.parameters(), lr=0.03, betas=(0.9, 0.99))
     n_rows = guide.conditional.batch.n_rows
     trace: list[Tensor] = []
     best, stale, settled = -math.inf, 0, False
+    graph = _graph(guide, how)
     for step in range(min(max_steps, affordable(guide, _STEP_BUDGET) // _PARTICLES)):
-        trace.append(_ascend(guide, optimizer, _antithetic(guide, _PARTICLES, generator)) / n_rows)
+        trace.append(_ascend(guide, optimizer, _antithetic(guide, _PARTICLES, generator), graph) / n_rows)
         bar.update()
         if (step + 1) % _WINDOW:
             continue
@@ -234,20 +240,69 @@ def _entropy(guide: StructuredGuide) -> Tensor:
     return log_det + 0.5 * guide.space.size * (1 + math.log(2 * math.pi))
 
 
-def _lower_bound(guide: StructuredGuide, noise: Tensor, particles: int, order: int = 1) -> Tensor:
-    """What some of the draws add to the mean of log p(y, theta)."""
+def svi_step(
+    guide: StructuredGuide, *, seed: int, compile: str = "off", rate: float = 0.03
+) -> Callable[[], Tensor]:
+    """One SVI step as `fit_structured` takes it, to be called again and again.
+
+    Parameters
+    ----------
+    guide : StructuredGuide
+        Fitted, or at least at a mode; changed in place by each call.
+    seed : int
+        Seed of the draws.
+    compile : {"auto", "inductor", "trace", "off"}
+        See `fit_structured`.
+    rate : float
+        Adam's learning rate.
+
+    Returns
+    -------
+    callable
+        Returns the estimate of the ELBO.
+    """
+    generator, graph = generator_for(seed, "step"), _graph(guide, compile)
+    optimizer = torch.optim.Adam(guide.parameters(), lr=rate, betas=(0.9, 0.99))
+    return lambda: _ascend(guide, optimizer, _antithetic(guide, _PARTICLES, generator), graph)
+
+
+def _graph(guide: StructuredGuide, how: str) -> MarginalGraph | None:
+    """What traced steps evaluate, made at draws of its own."""
+    noise = _antithetic(guide, _PARTICLES, generator_for(0, "trace"))
+    return marginal_graph(guide, _thetas(guide, next(chunks(guide, noise))), how)
+
+
+def _thetas(guide: StructuredGuide, noise: Tensor) -> Tensor:
     mean, factor = guide.mean_and_factor()
-    return marginal(guide, mean + noise @ factor.mT, order).sum() / particles
+    return mean + noise @ factor.mT
 
 
-def _ascend(guide: StructuredGuide, optimizer: torch.optim.Optimizer, noise: Tensor) -> Tensor:
+def _lower_bound(
+    guide: StructuredGuide, noise: Tensor, particles: int, graph: MarginalGraph | None = None
+) -> Tensor:
+    """What some of the draws add to the mean of log p(y, theta)."""
+    theta = _thetas(guide, noise)
+    found = graph(theta) if graph is not None and theta.shape == graph.shape else None
+    if found is None:
+        return marginal(guide, theta).sum() / particles
+    value, gradient = found
+    # The value that the graph found, with the gradient that it found.
+    return (value.sum() + (gradient * (theta - theta.detach())).sum()) / particles
+
+
+def _ascend(
+    guide: StructuredGuide,
+    optimizer: torch.optim.Optimizer,
+    noise: Tensor,
+    graph: MarginalGraph | None = None,
+) -> Tensor:
     """One step up the ELBO, whose estimate it returns; draws too large for memory go one after another."""
     optimizer.zero_grad()
     elbo = _entropy(guide)
     (-elbo).backward()
     total = elbo.detach()
     for part in chunks(guide, noise):
-        value = _lower_bound(guide, part, len(noise))
+        value = _lower_bound(guide, part, len(noise), graph)
         (-value).backward()
         total = total + value.detach()
     if bool(torch.isfinite(total)):

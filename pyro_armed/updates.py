@@ -17,7 +17,16 @@ from torch.func import functional_call, grad_and_value
 from pyro_armed.batch import Batch, inclusion_probability, present_groups
 from pyro_armed.objective import LossParts, Objective
 
-__all__ = ["CONTROLS", "Layout", "Update", "initial_state", "sparse_groups", "write_back"]
+__all__ = [
+    "CONTROLS",
+    "Layout",
+    "Update",
+    "blank_state",
+    "first_values",
+    "initial_state",
+    "sparse_groups",
+    "write_back",
+]
 
 State = dict[str, Tensor]
 Tensors = dict[str, Tensor]
@@ -98,8 +107,43 @@ def initial_state(layout: Layout, objectives: Sequence[Objective]) -> State:
     -------
     dict of str to Tensor
     """
+    return _state(layout, [_named(objective) for objective in objectives])
+
+
+def blank_state(layout: Layout, objectives: Sequence[Objective]) -> State:
+    """A state of the same shapes, of values that nobody reads: to trace a step takes no memory for tables.
+
+    Parameters
+    ----------
+    layout, objectives
+        See `initial_state`.
+
+    Returns
+    -------
+    dict of str to Tensor
+    """
     named = [_named(objective) for objective in objectives]
-    joined = (lambda parts: parts[0].clone()) if len(objectives) == 1 else torch.stack
+    device = next(iter(named[0].values())).device
+    shapes = _state(layout, [{name: t.to("meta") for name, t in tensors.items()} for tensors in named])
+    return {
+        name: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device)
+        for name, t in shapes.items()
+    }
+
+
+def first_values(layout: Layout, objective: Objective, present: Tensors) -> tuple[Tensors, Tensors]:
+    """Trained parameters of one restart, of tables the present rows, and what is fixed: `Update.values`."""
+    named = _named(objective)
+    values = {name: named[name] for names in layout.dense.values() for name in names}
+    for name, group in layout.tables.items():
+        # The row after the last group stands for padding.
+        values[name] = named[name][present[group] % len(named[name])]
+    return values, {name: named[name].clone() for name in layout.fixed}
+
+
+def _state(layout: Layout, named: Sequence[Tensors]) -> State:
+    lead = () if len(named) == 1 else (len(named),)
+    joined = (lambda parts: parts[0].clone()) if len(named) == 1 else torch.stack
     state: State = {}
     for key, names in layout.dense.items():
         flat = [torch.cat([tensors[name].reshape(-1) for name in names]) for tensors in named]
@@ -113,7 +157,6 @@ def initial_state(layout: Layout, objectives: Sequence[Objective]) -> State:
     for name in layout.fixed:
         state[name] = joined([tensors[name] for tensors in named])
     device = next(iter(state.values())).device
-    lead = () if len(objectives) == 1 else (len(objectives),)
     state["norm"] = torch.full(lead, torch.inf, dtype=torch.float64, device=device)
     state["count"] = torch.zeros(lead, dtype=torch.float64, device=device)
     return state

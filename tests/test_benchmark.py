@@ -241,11 +241,16 @@ def test_structured_and_nuts_in_the_table(monkeypatch):
 
     def fit(model, **options):
         calls.append(options)
-        slow = 10.0 if options.get("inference") == "nuts" or options.get("compile") == "off" else 2.0
-        return slow, {"posterior": draws}
+        return 10.0 if options.get("inference") == "nuts" else 2.0, {"posterior": draws}
+
+    def timed(steps, rounds):
+        return _measure.Rounds({mode: [10.0 if mode == "off" else 2.0] * rounds for mode in steps})
 
     monkeypatch.setattr(_structured, "timed_fit", fit)
     monkeypatch.setattr(_structured, "compiled_modes", lambda quick: ["trace", "inductor"])
+    monkeypatch.setattr(_structured, "svi_guides", lambda quick, seed: {"one": None})
+    monkeypatch.setattr(_structured, "svi_step", lambda guide, **options: None)
+    monkeypatch.setattr(_structured, "interleaved", timed)
     frame = _structured.structured(False, 0).set_index("case")
     assert frame["ratio"].tolist() == [5.0, 5.0]
     assert frame["met"].tolist() == ["", "yes"]

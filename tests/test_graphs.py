@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_armed.graphs import direct, draws_outside, simplified
+from pyro_armed.graphs import direct, draws_outside, masks_as_positions, simplified
 
 
 def names(graph):
@@ -72,3 +72,20 @@ def test_draws_that_depend_on_values_are_refused():
     graph = graph_of(torch.bernoulli, torch.full((3,), 0.5))
     with pytest.raises(NotImplementedError, match="depends on other values"):
         draws_outside(graph)
+
+
+def test_masks_as_positions():
+    mask = torch.tensor([[True, False], [True, True]])
+
+    def put(x, y):
+        z = x.clone()
+        z[..., mask] = y
+        return [z, x[..., mask]]
+
+    x, y = torch.randn(3, 2, 2), torch.randn(3, 3)
+    graph = masks_as_positions(simplified(make_fx(put)(x, y)))
+    for found, expected in zip(graph(x, y), put(x, y), strict=True):
+        torch.testing.assert_close(found, expected)
+    constants = [getattr(graph, node.target) for node in graph.graph.nodes if node.op == "get_attr"]
+    assert constants
+    assert all(constant.dtype == torch.int64 for constant in constants)

@@ -60,6 +60,7 @@ LAYERS = [
     "proposals",
     "structured",
     "global_draws",
+    "structured_steps",
     "structured_fit",
     "effect_tables",
     "posterior",

@@ -101,7 +101,7 @@ def test_a_compiler_that_fails_is_told_and_the_graph_runs(monkeypatch):
         raise OSError("cannot execute g++")
 
     monkeypatch.setattr(steps, "compiler_found", lambda: True)
-    monkeypatch.setattr("pyro_armed.compiled._inductor", fail)
+    monkeypatch.setattr("pyro_armed.compiled.inductor_run", fail)
     with pytest.warns(CompilationWarning, match="OSError: cannot execute g"):
         run([objective_of()], "inductor")
 

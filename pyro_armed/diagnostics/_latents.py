@@ -50,7 +50,8 @@ def latents(model: Any, data: Any = None, *, groups: Any = None, random: bool = 
     >>> import pyro_armed as pa
     >>> data = pa.simulate.mixed_model(4, 10, seed=0)
     >>> model = pa.ARMED("y ~ x1 + (1 | group)", data.frame, network=pa.networks.MLP(hidden=(4,)))
-    >>> _ = model.fit(epochs=800, learning_rate=0.03, early_stopping=False, restarts=1, draws=5, progressbar=False)
+    >>> budget = {"epochs": 800, "learning_rate": 0.03, "early_stopping": False}
+    >>> _ = model.fit(**budget, restarts=1, draws=5, progressbar=False)
     >>> latents(model).shape
     (40, 4)
     """
