@@ -14,7 +14,7 @@ from pyro_armed.baselines import Rows, Task
 from pyro_armed.effects import RandomEffects, ScaleBias
 from pyro_armed.networks import AutoencoderClassifier
 from pyro_armed.reproduce._application import Application, Problem
-from pyro_armed.reproduce._diagnosis import SHOWN, binary, folder_images, largest_groups
+from pyro_armed.reproduce._diagnosis import NEW_GROUPS, SHOWN, binary, folder_images, largest_groups
 from pyro_armed.reproduce._sites import SiteTruth, measures, pictures, split
 from pyro_armed.simulate import cells, group_logits
 from pyro_armed.spec import Reconstruction
@@ -72,7 +72,7 @@ def _problem(seed: int, quick: bool, files: Sequence[Path]) -> Problem:
         adversary=_ADVERSARY,
         fit=_QUICK if quick else _FIT,
         reconstruction=_RECONSTRUCTION,
-        fixed_effects_weight=0.0,
+        new_groups=NEW_GROUPS,
         draws=5 if quick else 20,
     )
     within = {"gain": f"scale[{last}]|batch", "offset": f"bias[{last}]|batch"}
