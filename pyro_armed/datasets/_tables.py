@@ -95,7 +95,8 @@ TABLES: dict[str, Table] = {
         {"mom": 1595, "comm": 161},
         "immun",
         "bernoulli",
-        "immun ~ kid2p + mom25p + ord + ethn + momEd + husEd + momWork + rural + pcInd81 + (1 | comm) + (1 | mom)",
+        "immun ~ kid2p + mom25p + ord + ethn + momEd + husEd + momWork + rural + pcInd81"
+        " + (1 | comm) + (1 | mom)",
         {
             "immun": ("N", "Y"),
             "kid2p": ("N", "Y"),
