@@ -155,8 +155,11 @@ def correct_globals(guide: StructuredGuide, draws: int, *, seed: int, rounds: in
     """
     generator = generator_for(seed, "globals")
     order = quadrature_order(guide)
-    count = max(draws, 500)
-    rounds = min(rounds, affordable(guide, _WEIGHT_BUDGET) // count)
+    count, most = max(draws, 500), affordable(guide, _WEIGHT_BUDGET)
+    if guide.inner is not None:
+        # Nothing else moves the Gaussian from the mode to the mass: two small rounds before one large.
+        count = max(500, min(count, most // 2))
+    rounds = min(rounds, most // count)
     # One round of weights suffices where the Gaussian at the mode is that of the quadrature.
     if rounds < (2 if guide.inner is None else 1):
         return _uncorrected(guide, draws, order, generator)

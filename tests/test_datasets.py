@@ -18,6 +18,7 @@ SIZES = {
     "cbpp": (56, {"herd": 15}),
     "contraception": (1934, {"district": 60}),
     "grouseticks": (403, {"BROOD": 118, "LOCATION": 63}),
+    "guimmun": (2159, {"mom": 1595, "comm": 161}),
     "guprenat": (2449, {"mom": 1558, "cluster": 161}),
     "hsb82": (7185, {"school": 160}),
     "indo_rct": (602, {"site": 4}),

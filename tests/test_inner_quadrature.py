@@ -8,9 +8,11 @@ from hand_made import design, frame, module_of
 from numpy.polynomial.hermite_e import hermegauss
 from scipy.special import expit, logsumexp
 
+from pyro_armed import global_draws
 from pyro_armed.conditional import GroupConditional
 from pyro_armed.global_space import GlobalSpace
 from pyro_armed.inner_quadrature import InnerQuadrature, inner_nodes
+from pyro_armed.structured import StructuredGuide
 
 F64 = torch.float64
 
@@ -162,3 +164,22 @@ def test_where_it_pays():
     assert nodes("y ~ x + (1 | a) + (1 | b)", nested(each=2, rows=20)) == 1  # Laplace suffices
     assert nodes("c ~ x + (1 | g) + (1 | h)", frame(12, 3), "categorical") == 1
     assert nodes("y ~ x + (1 | g) + (1 | h)", frame(12, 3), "student_t") == 1
+
+
+def test_weights_move_the_proposal_once_at_least(monkeypatch):
+    """With one round of 2000 k-hat on grouseticks was 0.80, and the mode's Gaussian was all there was."""
+    module = module_of(design("y ~ x + (1 | a) + (1 | b)", nested(), "bernoulli"))
+    guide = StructuredGuide(module, module.data)
+    assert guide.inner is not None
+    counts = []
+
+    def record(guide, count, enough, rounds, *rest):
+        counts.append((count, rounds))
+        return original(guide, 20, enough, 1, *rest)
+
+    original = global_draws._adaptive_draws
+    monkeypatch.setattr(global_draws, "affordable", lambda *_: 2300)
+    monkeypatch.setattr(global_draws, "_adaptive_draws", record)
+    global_draws.correct_globals(guide, 2000, seed=0)
+    global_draws.correct_globals(guide, 1000, seed=0)
+    assert counts == [(1150, 2), (1000, 2)]

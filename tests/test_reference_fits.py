@@ -79,6 +79,8 @@ FAST = ("sleepstudy", "cbpp", "penicillin", "pastes")
 SLOW = (
     "contraception_intercept",
     "contraception_slope",
+    "grouseticks",
+    "guimmun",
     "hsb82",
     "insteval_lecturers",
     "sleepstudy_uncorrelated",
@@ -89,6 +91,8 @@ KEYS = [*FAST, *(pytest.param(key, marks=pytest.mark.slow) for key in SLOW)]
 COSTLY = {
     "contraception_intercept": (1, 2000),
     "contraception_slope": (1, 2000),
+    "grouseticks": (1, 2000),
+    "guimmun": (1, 1000),
     "insteval_lecturers": (1, 2000),
 }
 

@@ -68,6 +68,18 @@ def grouseticks() -> pd.DataFrame:
     return frame
 
 
+def guimmun() -> pd.DataFrame:
+    """Immunization of 2159 children of 1595 mothers in 161 communities; baselines N and, of ``ord``, 01."""
+    raw = data("mlmRev", "guImmun")
+    frame = raw[["mom", "comm"]].copy()
+    frame["immun"] = (raw["immun"] == "Y").astype(int)
+    for name in ("kid2p", "mom25p"):
+        frame[f"{name}[Y]"] = (raw[name] == "Y").astype(int)
+    for level in ("23", "46", "7p"):
+        frame[f"ord[{level}]"] = (raw["ord"] == level).astype(int)
+    return frame
+
+
 def insteval() -> pd.DataFrame:
     """73,421 ratings ``y`` (1 to 5) of 1128 lecturers ``d`` by 2972 students ``s``."""
     return data("lme4", "InstEval")[["y", "service", "s", "d"]].copy()
@@ -93,7 +105,19 @@ def yogurt() -> pd.DataFrame:
 
 FRAMES = {
     f.__name__: f
-    for f in (contraception, sleepstudy, hsb82, cbpp, penicillin, pastes, grouseticks, insteval, wine, yogurt)
+    for f in (
+        contraception,
+        sleepstudy,
+        hsb82,
+        cbpp,
+        penicillin,
+        pastes,
+        grouseticks,
+        guimmun,
+        insteval,
+        wine,
+        yogurt,
+    )
 }
 
 

@@ -30,7 +30,11 @@ from nuts_specs import SPECS
 HERE = Path(__file__).parent
 KEPT = 170  # A grouping factor with more groups is thinned to fewer than this.
 SETTINGS = {"warmup": 1500, "draws": 4000, "accept": 0.9, "seed": 20261123}
-OWN_SETTINGS = {"grouseticks": {"accept": 0.98}, "yogurt": {"draws": 2500}}
+OWN_SETTINGS = {
+    "grouseticks": {"accept": 0.98},
+    "guimmun": {"warmup": 1000, "draws": 5000, "chains": 2},
+    "yogurt": {"draws": 2500},
+}
 
 META = {
     "made": "2026-11-23",
@@ -115,8 +119,8 @@ def effects(spec: Spec, moments: dict[str, tuple[np.ndarray, np.ndarray]]) -> di
     return out
 
 
-def fit(spec: Spec, warmup: int, draws: int, seed: int, accept: float) -> dict[str, Any]:
-    """Run four chains and describe them."""
+def fit(spec: Spec, warmup: int, draws: int, seed: int, accept: float, chains: int = 4) -> dict[str, Any]:
+    """Run the chains and describe them."""
     closed = spec.family == "gaussian"
     stats = statistics(spec) if closed else {}
     model = partial(marginalised, spec, stats) if closed else partial(sampled, spec)
@@ -124,7 +128,7 @@ def fit(spec: Spec, warmup: int, draws: int, seed: int, accept: float) -> dict[s
         NUTS(model, target_accept_prob=accept, max_tree_depth=10),
         num_warmup=warmup,
         num_samples=draws,
-        num_chains=4,
+        num_chains=chains,
         chain_method="vectorized",
         progress_bar=False,
     )
@@ -139,9 +143,9 @@ def fit(spec: Spec, warmup: int, draws: int, seed: int, accept: float) -> dict[s
         moments = conditional_effects(spec, stats, joined)
         worst = {}
     else:
-        chains = {group.name: samples[f"{group.name}_u"] for group in spec.groups}
-        moments = {key: (u.mean((0, 1)), u.std((0, 1))) for key, u in chains.items()}
-        diagnosed = az.convert_to_dataset(chains)
+        sampled_effects = {group.name: samples[f"{group.name}_u"] for group in spec.groups}
+        moments = {key: (u.mean((0, 1)), u.std((0, 1))) for key, u in sampled_effects.items()}
+        diagnosed = az.convert_to_dataset(sampled_effects)
         worst = {
             "effects_max_rhat": round(max(float(v.max()) for v in az.rhat(diagnosed).values()), 5),
             "effects_min_ess_bulk": round(min(float(v.min()) for v in az.ess(diagnosed).values())),
@@ -154,7 +158,7 @@ def fit(spec: Spec, warmup: int, draws: int, seed: int, accept: float) -> dict[s
         "groups": {group.name: len(group.labels) for group in spec.groups},
         "method": "NUTS, effects integrated out" if closed else "NUTS, effects non-centred",
         "note": spec.note,
-        "chains": 4,
+        "chains": chains,
         "warmup": warmup,
         "draws": draws,
         "target_accept": accept,

@@ -138,6 +138,14 @@ SPECS: dict[str, Callable[[], Spec]] = {
         ["YEAR[96]", "YEAR[97]", "scale(cHEIGHT)"],
         [("BROOD",), ("INDEX",), ("LOCATION",)],
     ),
+    "guimmun": _spec(
+        "immun ~ kid2p + mom25p + ord + (1 | comm) + (1 | mom)",
+        "guimmun",
+        "bernoulli",
+        "immun",
+        ["kid2p[Y]", "mom25p[Y]", "ord[23]", "ord[46]", "ord[7p]"],
+        [("comm",), ("mom",)],
+    ),
     "insteval_lecturers": _spec("y ~ service + (1 | d)", "insteval", "gaussian", "y", ["service"], [("d",)]),
     "wine": _spec(
         "rating ~ temp + contact + (1 | judge)",
