@@ -87,6 +87,11 @@ class GradientGraph:
     values, fixed, batch : dict of str to Tensor
         Arguments of `Update.pure_gradient` to trace at.
 
+    Attributes
+    ----------
+    update : Update
+        The step.
+
     Raises
     ------
     Exception
@@ -95,7 +100,7 @@ class GradientGraph:
 
     def __init__(self, update: Update, values: Tensors, fixed: Tensors, batch: Tensors):
         self._names = [list(part) for part in (values, fixed, batch)]
-        self._update = update
+        self.update = update
         weight = torch.ones((), dtype=torch.float64, device=next(iter(values.values())).device)
         example = [*values.values(), *fixed.values(), *batch.values(), weight]
         self.graph = purified(traced(torch.func.functionalize(self._listed), [t.clone() for t in example]))
@@ -122,7 +127,7 @@ class GradientGraph:
     def _listed(self, *tensors: Tensor) -> list[Tensor]:
         left = iter(tensors)
         values, fixed, batch = ({name: next(left) for name in names} for names in self._names)
-        gradient, buffers, record = self._update.pure_gradient(values, fixed, batch, next(left))
+        gradient, buffers, record = self.update.pure_gradient(values, fixed, batch, next(left))
         return [*gradient.values(), *buffers.values(), record]
 
     def _changed_buffers(self) -> list[str]:

@@ -165,7 +165,7 @@ def _compiled(
         rows = rows if len(objectives) == 1 else rows.repeat(len(objectives), 1)
     state = blank_state(plan.layout, objectives)
     controls = first_controls(objectives, 0.01, plan.data.device)
-    example = (plan.update(objectives[0]), gradient, state, plan.data.tensors(), rows, controls)
+    example = (gradient.update, gradient, state, plan.data.tensors(), rows, controls)
     if how == "inductor":
         if not compiler_found():
             _warn("Inductor needs a C++ compiler (CXX, g++ or clang++), and there is none; steps are traced.")

@@ -63,10 +63,14 @@ def test_inductor_finds_the_eager_marginal_and_its_gradient(formula, family):
     assert graph(thetas(guide, 1, spread=30.0)) is None
 
 
-def test_far_away_an_eager_step_is_taken():
+def test_far_away_an_eager_step_is_taken(monkeypatch):
     guide = guide_of(*MODELS[2])
     graph = marginal_graph(guide, thetas(guide, 0), "trace")
     assert graph(thetas(guide, 1, spread=30.0)) is None
+    with monkeypatch.context() as patched:
+        assert graph(thetas(guide, 1)) is not None
+        patched.setattr(structured_steps, "_ARRIVED", 1e-12)
+        assert graph(thetas(guide, 1)) is None
     noise = 6.0 * torch.randn(4, guide.space.size, generator=torch.Generator().manual_seed(2), dtype=F64)
     assert graph(structured_fit._thetas(guide, noise).detach()) is None
     optimizer = torch.optim.Adam(guide.parameters(), lr=0.0)

@@ -17,7 +17,15 @@ from pyro_armed.local import local_parameters
 from pyro_armed.objective import Objective
 from pyro_armed.seeds import seeded
 from pyro_armed.training import TrainingSettings, no_validation, train
-from pyro_armed.updates import Layout, Update, initial_state, sparse_groups, write_back
+from pyro_armed.updates import (
+    Layout,
+    Update,
+    blank_state,
+    first_values,
+    initial_state,
+    sparse_groups,
+    write_back,
+)
 
 CONTROLS = torch.tensor([0.5, 0.02, 0.01], dtype=torch.float64)
 
@@ -91,6 +99,34 @@ def test_a_state_keeps_restarts_apart():
     write_back(layout, state, objectives)
     for one, values in zip(objectives, before, strict=True):
         assert all(map(torch.equal, one.guide.parameters(), values))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_blank_state_is_laid_out_like_a_state(count):
+    objectives = [objective_of() for _ in range(count)]
+    layout = Layout.of(objectives[0], ("g",))
+    blank, state = blank_state(layout, objectives), initial_state(layout, objectives)
+    assert list(blank) == list(state)
+    for name, tensor in state.items():
+        other = blank[name]
+        assert (other.shape, other.stride(), other.dtype) == (tensor.shape, tensor.stride(), tensor.dtype)
+
+
+def test_first_values_are_those_of_the_first_state():
+    objective = objective_of(data=unbalanced())
+    data = objective.module.data
+    update = Update(objective, data, 10, 10.0, ("g",))
+    batch, present = update.select(data.tensors(), torch.arange(10))
+    assert "codes.g" in batch
+    assert int(present["g"].max()) == update.dummies["g"]  # padding
+    state = initial_state(update.layout, [objective])
+    values, fixed = first_values(update.layout, objective, present)
+    expected = update.values(state, present)
+    assert set(values) == set(expected)
+    assert all(torch.equal(values[name], value) for name, value in expected.items())
+    assert {name: state[name].tolist() for name in update.layout.fixed} == {
+        name: tensor.tolist() for name, tensor in fixed.items()
+    }
 
 
 # --- clipping ----------------------------------------------------------------------------------------------
