@@ -28,6 +28,13 @@ def test_rows_are_split_and_new_groups_are_new(name):
     assert 1.5 < len(task.train) / len(task.seen) < 2.5
 
 
+@pytest.mark.parametrize("name", ["diagnosis", "cells"])
+def test_where_the_network_predicts_alone_the_loss_asks_it_to(name):
+    task = APPLICATIONS[name].problem(0, True, ()).task
+    assert task.new_groups == "population"
+    assert task.fixed_effects_weight > 0.0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["conversion", "cells"])
 def test_a_quick_run_measures_and_draws(name, tmp_path):

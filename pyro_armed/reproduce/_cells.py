@@ -14,7 +14,14 @@ from pyro_armed.baselines import Rows, Task
 from pyro_armed.effects import RandomEffects, ScaleBias
 from pyro_armed.networks import AutoencoderClassifier
 from pyro_armed.reproduce._application import Application, Problem
-from pyro_armed.reproduce._diagnosis import NEW_GROUPS, SHOWN, binary, folder_images, largest_groups
+from pyro_armed.reproduce._diagnosis import (
+    FIXED_EFFECTS,
+    NEW_GROUPS,
+    SHOWN,
+    binary,
+    folder_images,
+    largest_groups,
+)
 from pyro_armed.reproduce._sites import SiteTruth, measures, pictures, split
 from pyro_armed.simulate import cells, group_logits
 from pyro_armed.spec import Reconstruction
@@ -73,6 +80,7 @@ def _problem(seed: int, quick: bool, files: Sequence[Path]) -> Problem:
         fit=_QUICK if quick else _FIT,
         reconstruction=_RECONSTRUCTION,
         new_groups=NEW_GROUPS,
+        fixed_effects_weight=FIXED_EFFECTS,
         draws=5 if quick else 20,
     )
     within = {"gain": f"scale[{last}]|batch", "offset": f"bias[{last}]|batch"}

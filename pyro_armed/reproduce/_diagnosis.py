@@ -20,7 +20,7 @@ from pyro_armed.reproduce._application import Application, Problem
 from pyro_armed.reproduce._sites import SiteTruth, measures, pictures, split, standardised
 from pyro_armed.simulate import GroupImages, group_logits, phantoms
 
-__all__ = ["DIAGNOSIS", "NEW_GROUPS", "SHOWN", "binary", "folder_images", "largest_groups"]
+__all__ = ["DIAGNOSIS", "FIXED_EFFECTS", "NEW_GROUPS", "SHOWN", "binary", "folder_images", "largest_groups"]
 
 _FIT = {"epochs": 20, "batch_size": 64, "learning_rate": 3e-3}
 _QUICK = {"epochs": 2, "batch_size": 64, "learning_rate": 3e-3, "draws": 10}
@@ -41,7 +41,7 @@ NEW_GROUPS = "population"
 # Without it nothing but a prior says that the network alone predicts, and one fit's did the reverse (unseen
 # AUROC .29). It also asks the network for the site's rate: at 1 the features told the site (seed 100: .221,
 # limit .179), at .3 not (.129, limit .167).
-_FIXED_EFFECTS = 0.3
+FIXED_EFFECTS = 0.3
 
 
 def _problem(seed: int, quick: bool, files: Sequence[Path]) -> Problem:
@@ -72,7 +72,7 @@ def _problem(seed: int, quick: bool, files: Sequence[Path]) -> Problem:
         adversary=ADVERSARY,
         fit=_QUICK if quick else _FIT,
         new_groups=NEW_GROUPS,
-        fixed_effects_weight=_FIXED_EFFECTS,
+        fixed_effects_weight=FIXED_EFFECTS,
         draws=10 if quick else 30,
     )
     truth = SiteTruth(effects, None if mask is None else mask[test])
