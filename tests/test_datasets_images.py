@@ -105,8 +105,11 @@ def test_columns_that_are_missing_are_named(tmp_path):
     visits((1, "bl", "LMCI", "MCI")).drop(columns=["FDG", "SITE"]).to_csv(tmp_path / "table.csv")
     with pytest.raises(DataError, match=r"lacks the column\(s\) SITE, FDG of ADNIMERGE.csv"):
         pa.datasets.read_adnimerge(tmp_path / "table.csv")
-    with pytest.raises(DataError, match="cannot be read as a CSV file"):
+    with pytest.raises(DataError, match=r"There is no file .*; check the path"):
         pa.datasets.read_adnimerge(tmp_path / "none.csv")
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(DataError, match="cannot be read as a CSV file"):
+        pa.datasets.read_adnimerge(tmp_path / "empty.csv")
 
 
 def test_nobody_with_a_known_outcome():

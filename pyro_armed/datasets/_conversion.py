@@ -41,6 +41,8 @@ def read_adnimerge(path: str | Path) -> pd.DataFrame:
     """
     try:
         frame = pd.read_csv(path, low_memory=False)
+    except FileNotFoundError as error:
+        raise DataError(f"There is no file '{path}'; check the path.") from error
     except (OSError, ValueError) as error:
         raise DataError(f"'{path}' cannot be read as a CSV file: {error}.") from error
     _check_columns(frame)

@@ -78,6 +78,8 @@ def image_folder(table: str | Path, folder: str | Path | None = None, *, size: i
     positive_integer("size", size)
     try:
         rows = pd.read_csv(table, dtype={"image": str, "site": str})
+    except FileNotFoundError as error:
+        raise DataError(f"There is no file '{table}'; check the path.") from error
     except (OSError, ValueError) as error:
         raise DataError(f"'{table}' cannot be read as a CSV file: {error}.") from error
     missing = [name for name in ("image", "label", "site") if name not in rows.columns]
