@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pyro_armed import networks
-from pyro_armed.adversary import Adversary, GroupClassifier, GroupDependence, chance_accuracy
+from pyro_armed.adversary import Adversary, GroupClassifier, chance_accuracy
 from pyro_armed.batch import Batch
 from pyro_armed.errors import ArgumentError
 from pyro_armed.module import MixedEffectsModule
@@ -261,18 +261,7 @@ def build_adversary(
     )
     classes = data.response if conditional and spec.family.response in CLASSES else None
     chance = tuple(chance_accuracy(data.codes[group], classes, data.weights) for group in groups)
-    dependences = nn.ModuleList()
-    if settings.independence:
-        if conditional and classes is None:
-            raise ArgumentError(
-                f"independence= of the adversary given a response needs classes, which {spec.family.name!r} "
-                "has not; pass conditional=False."
-            )
-        dependences.extend(
-            GroupDependence(data.codes[group], spec.group(group).size, classes, levels).to(device)
-            for group in groups
-        )
-    return AdversaryHead(settings, classifiers, groups, conditional, levels, chance, dependences)
+    return AdversaryHead(settings, classifiers, groups, conditional, levels, chance)
 
 
 def is_classification(spec: ModelSpec) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,8 +37,6 @@ class LossParts:
         The adversary's cross-entropy, whose gradient to the network is reversed.
     fixed_effects : Tensor
         Weighted loss of the prediction without group effects.
-    dependence : Tensor
-        Weighted measure of how far the features that the adversary reads depend on the groups.
     total : Tensor
         Their sum, to be minimised.
     adversary_accuracy : Tensor, shape (G,)
@@ -48,7 +46,6 @@ class LossParts:
     elbo: Tensor
     adversary: Tensor
     fixed_effects: Tensor
-    dependence: Tensor
     total: Tensor
     adversary_accuracy: Tensor
 
@@ -71,8 +68,6 @@ class AdversaryHead:
         Classes of the response, if it is a class.
     chance : tuple of float
         For each grouping factor the accuracy of knowing no features; see `adversary.chance_accuracy`.
-    dependences : nn.ModuleList
-        A `GroupDependence` for each grouping factor, if the settings ask for independence.
     """
 
     settings: Adversary
@@ -81,22 +76,11 @@ class AdversaryHead:
     conditional: bool
     levels: int | None
     chance: tuple[float, ...] = ()
-    dependences: nn.ModuleList = field(default_factory=nn.ModuleList)
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that it reads; none: the network's last hidden activations."""
         return tuple(self.settings.layers or ())
-
-    def dependence(self, batch: Batch, features: Tensor, weight: float | Tensor) -> Tensor:
-        """Weighted measure of how far the features depend on the groups; its gradient is not reversed."""
-        features = features.to(next(self.classifiers.parameters()).dtype)
-        classes = batch.response if self.conditional else None
-        terms = [
-            term(features, batch.codes[group], classes, batch.weights)
-            for group, term in zip(self.groups, self.dependences, strict=True)
-        ]
-        return weight * self.settings.independence * torch.stack(terms).mean()
 
     def loss(self, batch: Batch, features: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy, averaged over the grouping factors; accuracy for each, shape (G,)."""
@@ -164,7 +148,7 @@ class Objective:
         loss, trace = negative_elbo(self.module, self.guide, batch, hidden)
         elbo = loss / batch.n_rows
         zero = torch.zeros_like(elbo)
-        cross_entropy = fixed = dependence = zero
+        cross_entropy = fixed = zero
         accuracy = zero.new_empty(0)
         if within and (watch is not None or self.fixed_effects_weight):
             batch = _half(batch)
@@ -172,14 +156,9 @@ class Objective:
         if watch is not None and hidden is not None:
             features = flattened(outputs, layers, batch.size) if layers else hidden[0]
             cross_entropy, accuracy = watch.loss(batch, features, adversary_weight)
-            if watch.dependences:
-                dependence = watch.dependence(batch, features, adversary_weight)
         if self.fixed_effects_weight:
             fixed = self.fixed_effects_weight * self._fixed_effects_loss(trace, batch, hidden)
-        total = elbo + cross_entropy + fixed
-        if watch is not None and watch.dependences:
-            total = total + dependence
-        return LossParts(elbo, cross_entropy, fixed, dependence, total, accuracy)
+        return LossParts(elbo, cross_entropy, fixed, elbo + cross_entropy + fixed, accuracy)
 
     def _pass(self, batch: Batch, layers: Sequence[str]) -> tuple[Hidden, dict[str, Any]]:
         """The network of the average group, and the outputs of the layers that the adversary reads."""

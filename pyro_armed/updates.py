@@ -51,7 +51,6 @@ class _Parts(nn.Module):
             self.guide = objective.guide
         if objective.adversary is not None:
             self.classifiers = objective.adversary.classifiers
-            self.dependences = objective.adversary.dependences
 
     def forward(self, batch: Batch, weight: Tensor) -> LossParts:
         return self.objective[0](batch, weight)

@@ -234,7 +234,7 @@ class Constant(Objective):
     def __call__(self, batch, weight=0.0):
         zero = torch.zeros(())
         total = sum(0.0 * p.sum() for p in self.guide.parameters())
-        return LossParts(torch.tensor(self.value), zero, zero, zero, total, zero.new_empty(0))
+        return LossParts(torch.tensor(self.value), zero, zero, total, zero.new_empty(0))
 
 
 def test_the_seed_shuffles_the_rows():

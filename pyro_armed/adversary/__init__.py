@@ -12,14 +12,12 @@ from pyro_armed.adversary._classifier import (
     gradient_reversal,
     label_columns,
 )
-from pyro_armed.adversary._dependence import GroupDependence
 from pyro_armed.adversary._settings import Adversary
 
 __all__ = [
     "Adversary",
     "AdversaryTerms",
     "GroupClassifier",
-    "GroupDependence",
     "adversary_loss",
     "chance_accuracy",
     "gradient_reversal",

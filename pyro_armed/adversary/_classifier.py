@@ -19,7 +19,6 @@ __all__ = [
     "chance_accuracy",
     "gradient_reversal",
     "label_columns",
-    "standardise",
 ]
 
 # Floors of the standardisation, relative to the features' mean variance and absolute.
@@ -80,7 +79,7 @@ def label_columns(y: Tensor, levels: int | None = None) -> Tensor:
     return (y.unsqueeze(-1) == torch.arange(levels, device=y.device)).to(dtype)
 
 
-def standardise(x: Tensor) -> Tensor:
+def _standardise(x: Tensor) -> Tensor:
     """Columns of x (B, F) with mean 0 and variance 1 over the batch."""
     centred = x - x.mean(0, keepdim=True)
     variance = centred.square().mean(0, keepdim=True)
@@ -159,7 +158,7 @@ class GroupClassifier(nn.Module):
                 f"the group classifier takes features of shape (rows, {self.features}), but got "
                 f"{tuple(features.shape)}."
             )
-        inputs = standardise(features)
+        inputs = _standardise(features)
         if (labels is None) == (self.label_dim > 0):
             raise ArgumentError(
                 f"a group classifier with label_dim={self.label_dim} "
@@ -173,7 +172,7 @@ class GroupClassifier(nn.Module):
                     f"{tuple(labels.shape)}."
                 )
             # Apart from the features: a response on a large scale must not raise their variance floor.
-            inputs = torch.cat([inputs, standardise(columns.to(features.dtype))], dim=1)
+            inputs = torch.cat([inputs, _standardise(columns.to(features.dtype))], dim=1)
         return self.layers(inputs)
 
 

@@ -36,10 +36,6 @@ class Adversary:
     layers
         Name or names of the network's layers, as in ``network.named_modules()``, whose outputs the classifier
         sees side by side, flattened to a row each; None is what goes into the network's last linear layer.
-    independence
-        Weight, in units of ``weight``, of a kernel measure of how far the features depend on the group (given
-        the response, if conditional), which the network also minimises: see `GroupDependence`. A classifier
-        that learns beside the network lags behind it, and a fresh one may still tell the groups.
 
     Raises
     ------
@@ -65,7 +61,6 @@ class Adversary:
     weight_decay: float = 0.0
     groups: str | Sequence[str] | None = None
     layers: str | Sequence[str] | None = None
-    independence: float = 0.0
 
     def __post_init__(self) -> None:
         """Check and normalise the settings."""
@@ -87,11 +82,6 @@ class Adversary:
             raise ArgumentError(
                 f"weight_decay of the adversary must be a number of at least 0, not {self.weight_decay!r}."
             )
-        independence = _number(self.independence, "independence", "a number of at least 0")
-        if independence < 0.0:
-            raise ArgumentError(
-                f"independence of the adversary must be a number of at least 0, not {self.independence!r}."
-            )
         if not isinstance(self.conditional, bool) and self.conditional != "auto":
             raise ArgumentError(
                 f"conditional of the adversary must be True, False or 'auto', not {self.conditional!r}."
@@ -102,7 +92,6 @@ class Adversary:
             ("learning_rate", rate),
             ("hidden", sizes_of(self.hidden, "hidden of the adversary")),
             ("weight_decay", decay),
-            ("independence", independence),
             ("groups", _names(self.groups, "groups", "grouping factors")),
             ("layers", _names(self.layers, "layers", "layers of the network")),
         ):

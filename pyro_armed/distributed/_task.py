@@ -76,7 +76,6 @@ class Task(nn.Module):
         self._objective = (objective,)
         self.module, self.guide = objective.module, cast(MeanFieldGuide, objective.guide)
         self.classifiers = None if objective.adversary is None else objective.adversary.classifiers
-        self.dependences = None if objective.adversary is None else objective.adversary.dependences
         # No buffers: DDP would send them to all processes in every step.
         self._counts = {group.name: torch.tensor(group.counts) for group in self.module.spec.groups}
         self.records: list[Tensor] = []
