@@ -41,8 +41,9 @@ PUBLISHED = {
 }
 # Epochs and batches as published.
 BUDGET = {"epochs": 10, "batch_size": 32, "learning_rate": 1e-2}
-# In batches of 32 at this rate the units of some networks with random effects all die.
-CONFOUNDED_BUDGET = {"epochs": 20, "batch_size": 128, "learning_rate": 1e-2}
+# In batches of 32 at this rate the units of some networks with random effects all die. At a constant rate
+# network and adversary circle: seeds 100 to 105, probes' share .034 (.052 at most), against .026 (.034).
+CONFOUNDED_BUDGET = {"epochs": 20, "batch_size": 128, "learning_rate": 1e-2, "schedule": "cosine"}
 QUICK = {"epochs": 2, "batch_size": 32, "learning_rate": 1e-2, "draws": 10}
 ADVERSARY = Adversary(weight=0.5)
 
