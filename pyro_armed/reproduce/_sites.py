@@ -161,14 +161,15 @@ def _effects(model: ARMED, task: Task, truth: SiteTruth, seed: int) -> list[tupl
         moved = posterior[intercept].mean(("chain", "draw")) / posterior[f"{intercept}_sigma"].mean()
         rows.append(("effects", "moved", float((moved**2).mean()) ** 0.5))
     looks = pictured(model, task, seed) if model.spec.reconstruction is not None else pd.DataFrame()
+    within = truth.within or {}
     for effect, true in truth.effects.items():
         estimates: dict[str, pd.Series] = {}
         if effect == "logit":
             estimates[effect] = site_effects(model, task, seed)
         elif effect in looks:
             estimates[effect] = looks[effect]
-        if model.spec.layers and effect in (truth.within or {}):
-            variable = posterior[truth.within[effect]].mean(("chain", "draw"))
+        if model.spec.layers and effect in within:
+            variable = posterior[within[effect]].mean(("chain", "draw"))
             values = variable.to_numpy().reshape(len(task.labels), -1)[:, 0]
             estimates[f"{effect}, parameter"] = pd.Series(values, index=task.labels)
         for name, estimate in estimates.items():
