@@ -89,6 +89,7 @@ FIT = {
     "epochs": 60,
     "batch_size": 80,
     "early_stopping": False,
+    "compile": "off",
     "restarts": 1,
     "draws": 5,
     "progressbar": False,
