@@ -174,6 +174,23 @@ def test_mldg_learns_and_repeats_itself_and_moves_no_random_state(unmoved_rng):
     assert table["nlpd"] < 0.35
 
 
+def test_mldg_has_the_schedule_of_the_others(monkeypatch):
+    rates = []
+
+    class Adam(torch.optim.Adam):
+        def step(self, *args):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(*args)
+
+    monkeypatch.setattr(torch.optim, "Adam", Adam)
+    for schedule in ("cosine", "plateau"):
+        train_mldg(make_task(fit=FIT | {"epochs": 4, "schedule": schedule}), progressbar=False)
+    steps = len(rates) // 2
+    expected = 0.005 * (1 + np.cos(np.pi * np.arange(steps) / steps))
+    np.testing.assert_allclose(rates[:steps], expected, rtol=1e-12)
+    assert set(rates[steps:]) == {0.01}
+
+
 def test_mldg_refuses_what_it_cannot_do():
     rows = Rows([[0.0], [1.0]], [0.5, 1.5], {"site": ["a", "b"]})
     with pytest.raises(ArgumentError, match="not for 'gaussian'"):
