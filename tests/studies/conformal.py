@@ -1,7 +1,7 @@
 """Coverage of 90 % conformal intervals and sets for rows of new groups, where the model is wrong.
 
 ``noise``: a model of Gaussian noise and effects, where both are Student t with 2.5 degrees of freedom.
-``sets``: linear predictors of three levels, where the truth is a sine and training has only a part of its range.
+``sets``: linear predictors of three levels, where the truth is a sine of which training has only a part.
 """
 
 import argparse
@@ -33,9 +33,9 @@ def simulated(random, study, groups, prefix):
 def regions(model, study, new, calibration, seed):
     """Whether each row is covered, and the width of its interval or the size of its set."""
     how = {"intervals": "posterior"} if calibration is None else {"intervals": "conformal"}
-    found = model.predict(
-        new, new_groups="marginal", calibration=calibration, level=LEVEL, seed=seed, **how
-    )["predictions"]
+    found = model.predict(new, new_groups="marginal", calibration=calibration, level=LEVEL, seed=seed, **how)[
+        "predictions"
+    ]
     y = new["y"].to_numpy()
     if study == "sets":
         members = found["in_set"].to_numpy()
