@@ -73,7 +73,6 @@ def _problem(seed: int, quick: bool, files: Sequence[Path]) -> Problem:
     x, columns = predictors(table, train)
     y = table["converted"].to_numpy()
     _check(y, sites, train, test)
-
     task = site_task(
         x,
         y,

@@ -30,7 +30,6 @@ def _network() -> nn.Module:
 def _problem(seed: int, quick: bool, files: Sequence[Path]) -> Problem:
     data = letters(12 if quick else 120, seed=seed)
     train, test = split(seed, data.groups, data.seen)
-
     task = site_task(
         data.images,
         data.labels,

@@ -64,7 +64,7 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", choices=("noise", "sets"))
-    parser.add_argument("--seeds", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=100)
     options = parser.parse_args()
     each = [of_data_set(options.study, seed) for seed in range(options.seeds)]
     print(f"{options.study}, level {LEVEL}, {options.seeds} data sets of {TRAIN} groups")
