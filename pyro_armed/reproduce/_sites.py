@@ -58,8 +58,10 @@ def split(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Rows to train with, two thirds of each seen group, and the others of these, masks (N,)."""
     order = np.random.default_rng(stream(seed, "split")).random(len(groups))
-    rank = pd.Series(order).groupby(np.asarray(groups)).rank(pct=True).to_numpy()
-    return seen & (rank <= 2 / 3), seen & (rank > 2 / 3)
+    of_group = pd.Series(order).groupby(np.asarray(groups))
+    # A group of one row is to train with.
+    train = 3 * of_group.rank().to_numpy() <= np.maximum(2 * of_group.transform("size").to_numpy(), 3)
+    return seen & train, seen & ~train
 
 
 def site_effects(model: ARMED, task: Task, seed: int) -> pd.Series:
