@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from pyro_armed.batch import Batch, inclusion_probability, present_groups
+from pyro_armed.integers import Integers
 from pyro_armed.objective import LossParts, Objective
 
 __all__ = [
@@ -149,9 +150,7 @@ def _state(layout: Layout, named: Sequence[Tensors]) -> State:
         flat = [torch.cat([tensors[name].reshape(-1) for name in names]) for tensors in named]
         _with_moments(state, key, joined(flat))
     for name, group in layout.tables.items():
-        # The row after the last group is where padding reads and writes.
-        rows = [torch.cat([tensors[name], tensors[name][:1]]) for tensors in named]
-        _with_moments(state, name, torch.cat(rows))
+        _with_moments(state, name, _one_below_the_other([tensors[name] for tensors in named]))
         if f"count.{group}" not in state:
             state[f"count.{group}"] = torch.zeros(len(state[name]), device=state[name].device)
     for name in layout.fixed:
@@ -160,6 +159,16 @@ def _state(layout: Layout, named: Sequence[Tensors]) -> State:
     state["norm"] = torch.full(lead, torch.inf, dtype=torch.float64, device=device)
     state["count"] = torch.zeros(lead, dtype=torch.float64, device=device)
     return state
+
+
+def _one_below_the_other(tables: Sequence[Tensor]) -> Tensor:
+    """Tables of all restarts, without a copy in between that would count where there are many groups."""
+    size = len(tables[0])
+    joined = tables[0].new_empty((len(tables), size + 1, *tables[0].shape[1:]))
+    for table, place in zip(tables, joined, strict=True):
+        place[:size] = table
+        place[size] = table[0]  # the row after the last group is where padding reads and writes
+    return joined.flatten(0, 1)
 
 
 @torch.no_grad()
@@ -267,13 +276,16 @@ class Update:
         sizes = {group.name: group.size for group in objective.module.spec.groups}
         self.dummies = {name: sizes[name] for name in sparse}
         self.partial = data.size < data.n_rows
-        counts = {group.name: group.counts for group in objective.module.spec.groups}
-        self.scales = {
-            name: _row_shares(counts[name], data, size)
-            if self.partial
-            else _group_scales(data, name, sizes[name], size)
-            for name in sparse
+        known = {group.name: group.counts for group in objective.module.spec.groups}
+        # A factor for each number of rows that a group may have: one for each group would take more memory.
+        self.counts = {
+            name: _padded(
+                known[name] if self.partial else torch.bincount(data.codes[name], minlength=n), data.device
+            )
+            for name, n in self.dummies.items()
         }
+        factors = _row_shares if self.partial else _group_scales
+        self.factors = {name: factors(int(self.counts[name].max()), data, size) for name in sparse}
 
     # --- the batch -------------------------------------------------------------------------------------
 
@@ -310,7 +322,7 @@ class Update:
 
     def _group_scale(self, name: str, groups: Tensor, codes: Tensor) -> Tensor:
         """Factor of the divergence of each present group: its share of an epoch's steps, as an estimate."""
-        scale = self.scales[name][groups]
+        scale = self.factors[name][self.counts[name][groups].long()]
         if not self.partial:
             return scale
         # Rows of files are not shuffled as a whole, so that the chance of a group to be in a batch is not
@@ -477,14 +489,22 @@ def _record(parts: LossParts) -> Tensor:
     return torch.cat([elbo.reshape(1).double(), accuracy.double()])
 
 
-def _group_scales(data: Batch, group: str, size: int, rows: int) -> Tensor:
-    """Factor of each group's divergence in a batch that has the group; 0 for padding."""
-    counts = torch.bincount(data.codes[group], minlength=size)
+def _padded(counts: Tensor | Sequence[int], device: torch.device) -> Tensor:
+    """Rows of each group, none for padding, half as large as in 64 bits."""
+    if isinstance(counts, Integers):
+        counts = torch.tensor(counts.array)
+    known = torch.as_tensor(counts).int()
+    return torch.cat([known, known.new_zeros(1)]).to(device)
+
+
+def _group_scales(most: int, data: Batch, rows: int) -> Tensor:
+    """Factor of a group's divergence in a batch that has the group, by its rows; 0 for none."""
+    counts = torch.arange(1, most + 1, device=data.device)
     scale = 1.0 / inclusion_probability(counts, data.n_rows, rows)
-    return torch.cat([scale, scale.new_zeros(1)])
+    return torch.cat([scale.new_zeros(1), scale])
 
 
-def _row_shares(counts: Sequence[int], data: Batch, rows: int) -> Tensor:
-    """Steps of an epoch over the rows of each group; 0 for padding."""
-    each = torch.tensor(counts, dtype=torch.float64, device=data.device)
-    return torch.cat([data.n_rows / rows / each, each.new_zeros(1)])
+def _row_shares(most: int, data: Batch, rows: int) -> Tensor:
+    """Steps of an epoch over the rows of a group, by their number; 0 for none."""
+    each = torch.arange(1, most + 1, dtype=torch.float64, device=data.device)
+    return torch.cat([each.new_zeros(1), data.n_rows / rows / each])
