@@ -55,6 +55,7 @@ class InferenceSettings:
     learning_rate: float | None = None
     early_stopping: bool = True
     compile: str = "auto"
+    schedule: str = "plateau"
     warmup: int = 500
     seed: int = 0
     progressbar: bool = True
@@ -75,6 +76,7 @@ class InferenceSettings:
             learning_rate=(0.01 if network else 0.02) if self.learning_rate is None else self.learning_rate,
             early_stopping=self.early_stopping,
             compile=self.compile,
+            schedule=self.schedule,
         )
 
     def chain_seed(self, restart: int) -> int:
@@ -201,7 +203,7 @@ def assembled(
         "guide": settings.guide,
         "seed": settings.seed,
         "restarts": len(fitted),
-        "early_stopping": settings.early_stopping,
+        "early_stopping": settings.training(network=False).watched,
         "network": ingredients.plan is not None,
         "elbo": best.elbo,
         "converged": all(one.converged for one in fitted),

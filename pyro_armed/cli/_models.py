@@ -53,6 +53,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     inference.add_argument("--epochs", type=int, help="most passes over the data")
     inference.add_argument("--batch-size", type=int, help="rows per step")
     inference.add_argument("--learning-rate", type=float, help="first learning rate")
+    inference.add_argument(
+        "--schedule", default="plateau", help="how the rate falls: plateau or cosine (%(default)s)"
+    )
     return [*model._group_actions, *inference._group_actions]
 
 
@@ -96,7 +99,7 @@ def fit_options(options: argparse.Namespace) -> dict[str, Any]:
     -------
     dict
     """
-    names = ("inference", "guide", "restarts", "draws", "epochs", "batch_size", "learning_rate")
+    names = ("inference", "guide", "restarts", "draws", "epochs", "batch_size", "learning_rate", "schedule")
     return {name: getattr(options, name) for name in names}
 
 
