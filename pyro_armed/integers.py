@@ -77,6 +77,9 @@ class Integers(Sequence[int]):
     def __deepcopy__(self, memo: dict[int, Any]) -> Integers:
         return self
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.array, dtype=dtype) if copy else np.asarray(self.array, dtype=dtype)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Integers, (np.array(self.array),)
 

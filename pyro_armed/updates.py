@@ -19,9 +19,12 @@ from pyro_armed.integers import Integers
 from pyro_armed.objective import LossParts, Objective
 
 __all__ = [
+    "BETAS",
     "CONTROLS",
     "Layout",
+    "Parts",
     "Update",
+    "adam",
     "blank_state",
     "first_values",
     "initial_state",
@@ -34,14 +37,14 @@ Tensors = dict[str, Tensor]
 
 # What a step is told besides its rows, in this order.
 CONTROLS = ("adversary weight", "learning rate", "classifiers' learning rate")
-_BETAS, _EPS = (0.9, 0.99), 1e-8
+BETAS, _EPS = (0.9, 0.99), 1e-8
 # Learning rate of tables where rows come from files, in units of the others'. A few passes visit a group
 # a few times, and where its effects lag behind the sds between groups grow in their place.
 _RARE = 5.0
 _ROLES = ("trained", "classifier")
 
 
-class _Parts(nn.Module):
+class Parts(nn.Module):
     """Model, guide and classifiers under one roof, so that `functional_call` finds all their parameters."""
 
     def __init__(self, objective: Objective):
@@ -53,7 +56,8 @@ class _Parts(nn.Module):
         if objective.adversary is not None:
             self.classifiers = objective.adversary.classifiers
 
-    def forward(self, batch: Batch, weight: Tensor) -> LossParts:
+    def forward(self, batch: Batch, weight: float | Tensor) -> LossParts:
+        """The parts of the loss on some rows; see `Objective`."""
         return self.objective[0](batch, weight)
 
 
@@ -79,7 +83,7 @@ class Layout:
     @classmethod
     def of(cls, objective: Objective, sparse: Sequence[str]) -> Layout:
         """The layout of one objective, the tables of the grouping factors ``sparse`` apart."""
-        parts = _Parts(objective)
+        parts = Parts(objective)
         owners = _tables(objective)
         tables = {f"guide.{name}": group for name, group in owners.items() if group in sparse}
         dense: dict[str, dict[str, torch.Size]] = {}
@@ -215,7 +219,7 @@ def _tables(objective: Objective) -> dict[str, str]:
 
 
 def _named(objective: Objective) -> Tensors:
-    parts = _Parts(objective)
+    parts = Parts(objective)
     return {name: tensor.detach() for name, tensor in [*parts.named_parameters(), *parts.named_buffers()]}
 
 
@@ -268,7 +272,7 @@ class Update:
     """
 
     def __init__(self, objective: Objective, data: Batch, size: int, clip: float, sparse: Sequence[str] = ()):
-        self.parts, self.clip, self.size = _Parts(objective), clip, size
+        self.parts, self.clip, self.size = Parts(objective), clip, size
         head = objective.adversary
         self.weight_decay = head.settings.weight_decay if head is not None else 0.0
         self.layout = Layout.of(objective, sparse)
@@ -436,7 +440,8 @@ class Update:
                 g = (g + self.weight_decay * state[key]).nan_to_num(0.0, 0.0, 0.0)
             else:
                 g = _shortened(g, finite, factor)
-            state[key].copy_(self._adam(state, key, g, state["count"], controls[..., 1 + role]))
+            moments = state[f"{key}.mean"], state[f"{key}.square"]
+            state[key].copy_(adam(state[key], *moments, g, state["count"], controls[..., 1 + role]))
         for group in self.dummies:
             self._ascend_tables(state, group, rows, present, (finite, factor, controls[..., 1]))
 
@@ -452,10 +457,10 @@ class Update:
         rates = rates * _RARE if self.partial else rates
         for name in (name for name, owner in self.layout.tables.items() if owner == group):
             keys = (name, f"{name}.mean", f"{name}.square")
-            own = {key: state[key][places].reshape(len(places), -1) for key in keys}
             g = _shortened(gradient[name].reshape((*finite.shape, -1)), finite, factor)
-            new = self._adam(own, name, g.reshape(own[name].shape), count, rates)
-            for key, value in zip(keys, (new, own[keys[1]], own[keys[2]]), strict=True):
+            value, mean, square = (state[key][places].reshape(len(places), -1) for key in keys)
+            new = adam(value, mean, square, g.reshape(value.shape), count, rates)
+            for key, value in zip(keys, (new, mean, square), strict=True):
                 state[key].index_put_((places,), value.reshape((-1, *state[key].shape[1:])))
 
     def _clipping(self, state: State, gradients: Sequence[Tensor], lead: torch.Size) -> tuple[Tensor, Tensor]:
@@ -468,15 +473,33 @@ class Update:
         state["norm"].copy_(torch.where(finite, average, usual))
         return finite, shortened / norm.clamp_min(torch.finfo(norm.dtype).tiny)
 
-    @staticmethod
-    def _adam(state: State, key: str, gradient: Tensor, count: Tensor, rate: Tensor) -> Tensor:
-        """New values of parameters (..., P), moments changed in place; counts and rates of shape (...)."""
-        mean, square = state[f"{key}.mean"], state[f"{key}.square"]
-        mean.lerp_(gradient, 1.0 - _BETAS[0])
-        square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1.0 - _BETAS[1])
-        step = (rate / (1.0 - _BETAS[0] ** count)).to(mean.dtype)[..., None]
-        root = (1.0 - _BETAS[1] ** count).sqrt().to(mean.dtype)[..., None]
-        return state[key] - step * mean / (square.sqrt() / root + _EPS)
+
+def adam(
+    value: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, count: Tensor, rate: Tensor
+) -> Tensor:
+    """Adam's step.
+
+    Parameters
+    ----------
+    value : Tensor, shape (..., P)
+        Parameters.
+    mean, square : Tensor, shape (..., P)
+        Moments; changed in place.
+    gradient : Tensor, shape (..., P)
+        Gradient.
+    count, rate : Tensor, shape (...)
+        Steps taken, this one included, and learning rates.
+
+    Returns
+    -------
+    Tensor, shape (..., P)
+        New values.
+    """
+    mean.lerp_(gradient, 1.0 - BETAS[0])
+    square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1.0 - BETAS[1])
+    step = (rate / (1.0 - BETAS[0] ** count)).to(mean.dtype)[..., None]
+    root = (1.0 - BETAS[1] ** count).sqrt().to(mean.dtype)[..., None]
+    return value - step * mean / (square.sqrt() / root + _EPS)
 
 
 def _shortened(gradient: Tensor, finite: Tensor, factor: Tensor) -> Tensor:
