@@ -432,7 +432,7 @@ class ARMED(FittedModel):
         posterior = result.posterior
         if self._sample is not None:
             posterior.attributes["sampled_rows"] = rows.batch.size
-        shown, rows = self._shown(posterior, rows)
+        shown, rows = self._shown(posterior, rows, seed)
         idata = build_idata(
             shown,
             rows.batch,

@@ -14,7 +14,8 @@ from torch import Tensor
 from pyro_armed.adversary import Adversary
 from pyro_armed.batch import Batch
 from pyro_armed.building import NetworkPlan, build_adversary, build_module
-from pyro_armed.draws import draw_chain, without_row_axis
+from pyro_armed.draws import draw_chain, draw_tables, without_row_axis
+from pyro_armed.effect_tables import HELD, effect_numbers
 from pyro_armed.errors import ArgumentError
 from pyro_armed.global_draws import draw_effects
 from pyro_armed.guides import MeanFieldGuide
@@ -373,14 +374,14 @@ def mean_field_chain(
     seed: int,
     trained: Trained,
 ) -> FittedChain:
-    """Draws of a trained mean-field guide.
+    """Draws of a trained mean-field guide; those of effects up to 50 million numbers, see `Chain.tables`.
 
     Parameters
     ----------
     ingredients : Ingredients
         Model and data.
     settings : InferenceSettings
-        Number of draws.
+        Number of draws and restarts.
     module : MixedEffectsModule
         The restart's model.
     seed : int
@@ -393,8 +394,12 @@ def mean_field_chain(
     FittedChain
     """
     guide, result = trained.guide, trained.result
-    weighed = not module.spec.network_sites
-    chain = draw_chain(module, guide, ingredients.data, settings.draws, seed=seed, weights=weighed)
+    held = effect_numbers(guide) * settings.draws * settings.restarts <= HELD
+    weighed = held and not module.spec.network_sites
+    if held:
+        chain = draw_chain(module, guide, ingredients.data, settings.draws, seed=seed, weights=weighed)
+    else:
+        chain = draw_tables(module, guide, settings.draws, seed=seed)
     chain.trace = result.elbo
     chain.quality = {"converged": torch.tensor(float(result.converged))}
     khat = None

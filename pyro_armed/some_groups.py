@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_armed.batch import Batch
+from pyro_armed.effect_tables import HELD
 from pyro_armed.errors import ArgumentError
 from pyro_armed.integers import Integers
 from pyro_armed.module import MixedEffectsModule
@@ -17,10 +18,7 @@ from pyro_armed.posterior import Chain, Posterior
 from pyro_armed.priors import PriorTable
 from pyro_armed.spec import Group, ModelSpec
 
-__all__ = ["HELD", "blocks_of", "module_of", "posterior_of", "recoded"]
-
-# Draws of effects that are held in memory, over all chains.
-HELD = 50_000_000
+__all__ = ["blocks_of", "module_of", "posterior_of", "recoded"]
 
 
 def posterior_of(posterior: Posterior, codes: Mapping[str, Tensor]) -> Posterior:

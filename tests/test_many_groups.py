@@ -4,12 +4,13 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
 
 import pyro_armed as pa
-from pyro_armed import streamed_fit
+from pyro_armed import inference, streamed_fit
 from pyro_armed.errors import ArgumentError, ConvergenceWarning, NotFittedError, UnseenGroupError
 from pyro_armed.export import _written
 
@@ -63,6 +64,71 @@ def test_labels_and_factors_that_are_not_there_are_refused(models: tuple[pa.ARME
     )
     with pytest.raises(NotFittedError):
         arrays.of_groups({"g": [0]})
+
+
+@pytest.fixture(scope="module")
+def arrays() -> tuple[pa.ARMED, pa.ARMED]:
+    """The same fit to arrays with a network: with draws of all effects, and without."""
+    random = np.random.default_rng(0)
+    x, g = random.normal(size=(2500, 2)), np.arange(2500) % 60 + 100
+    made = []
+    for held in (True, False):
+        model = pa.ARMED.from_arrays(
+            x,
+            x[:, 0] + g % 3 + random.normal(size=2500),
+            groups={"g": g},
+            network=pa.networks.MLP(hidden=(3,)),
+            random_effects=[pa.RandomEffects("g", slopes="features")],
+        )
+        with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            if not held:
+                patch.setattr(inference, "HELD", 100)
+            how = {"guide": "mean_field", "restarts": 1, "draws": 200, "epochs": 2, "batch_size": 100}
+            model.fit(**how, early_stopping=False, progressbar=False)  # type: ignore[arg-type]
+        made.append(model)
+    return made[0], made[1]
+
+
+def test_arrays_of_many_groups(arrays: tuple[pa.ARMED, pa.ARMED], tmp_path: Path) -> None:
+    held, loose = arrays
+    assert loose._posterior is not None
+    assert held._posterior is not None
+    assert held._posterior.is_held
+    assert not loose._posterior.is_held
+    assert loose.idata["posterior"]["features|g"].sizes["draw"] == 200
+    assert loose.idata["observed_data"]["y"].sizes["__obs__"] == loose.idata.attrs["sampled_rows"] == 2000
+    some = loose.of_groups({"g": [101, 150]})
+    assert some.idata["posterior"]["1|g"]["g__factor_dim"].values.tolist() == [101, 150]
+    x, labels = np.ones((3, 2)), [101, 150, 7]
+    with pytest.raises(UnseenGroupError, match="7"):
+        loose.predict(x, groups={"g": labels})
+    predicted = loose.predict(x, groups={"g": labels}, new_groups="marginal")["predictions"]["y"]
+    loose.save(tmp_path / "model.armed")
+    loaded = pa.load(tmp_path / "model.armed")
+    again = loaded.predict(x, groups=pd.DataFrame({"g": labels}), new_groups="marginal")
+    np.testing.assert_array_equal(again["predictions"]["y"], predicted)
+    np.testing.assert_array_equal(
+        loaded.of_groups({"g": [150]}).idata["posterior"]["1|g"],
+        some.idata["posterior"]["1|g"].sel(g__factor_dim=[150]),
+    )
+    scores = [
+        dict(
+            m.evaluate(x, np.ones(3), groups={"g": labels}, new_groups="population").set_index("metric")[
+                "value"
+            ]
+        )
+        for m in arrays
+    ]
+    assert abs(scores[0]["nlpd"] - scores[1]["nlpd"]) < 0.1
+    adapted = loose.predict(x, groups={"g": labels}, new_groups="adapt", support=(x[2:], [0.5], {"g": [7]}))
+    assert adapted["predictions"]["new_groups"].values.tolist() == ["seen", "seen", "adapt"]
+
+
+def test_draws_of_single_groups_are_those_of_their_gaussians(arrays: tuple[pa.ARMED, pa.ARMED]) -> None:
+    chosen = {"g": range(100, 160)}
+    means = [m.of_groups(chosen).idata["posterior"]["1|g"].mean(("chain", "draw")) for m in arrays]
+    assert np.corrcoef(*means)[0, 1] > 0.95
 
 
 def test_a_file_has_the_draws_of_all_groups(
