@@ -130,7 +130,6 @@ def test_draws_of_single_groups_are_those_of_their_gaussians(arrays: tuple[pa.AR
     first, second = (m.of_groups(chosen).idata["posterior"]["1|g"][0] for m in arrays)
     error = np.hypot(first.std("draw"), second.std("draw")) / np.sqrt(200)
     assert (abs(first.mean("draw") - second.mean("draw")) < 5 * error).all()
-    assert abs(np.log(first.std("draw") / second.std("draw"))).max() < 0.3
 
 
 def test_a_file_has_the_draws_of_all_groups(
