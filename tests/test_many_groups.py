@@ -71,11 +71,12 @@ def arrays() -> tuple[pa.ARMED, pa.ARMED]:
     """The same fit to arrays with a network: with draws of all effects, and without."""
     random = np.random.default_rng(0)
     x, g = random.normal(size=(2500, 2)), np.arange(2500) % 60 + 100
+    y = x[:, 0] + g % 3 + random.normal(size=2500)
     made = []
     for held in (True, False):
         model = pa.ARMED.from_arrays(
             x,
-            x[:, 0] + g % 3 + random.normal(size=2500),
+            y,
             groups={"g": g},
             network=pa.networks.MLP(hidden=(3,)),
             random_effects=[pa.RandomEffects("g", slopes="features")],
