@@ -102,16 +102,17 @@ class ManyGroups:
     def write_posterior(
         self, path: str | os.PathLike[str], *, dtype: str = "float32", progressbar: bool = True
     ) -> None:
-        """Write the posterior draws to a netCDF file, the effects of some groups at a time.
+        """Write the posterior draws to a netCDF file or a Zarr folder, the effects of some groups at a time.
 
         For very many groups, whose draws do not fit into memory; other models have `idata.to_netcdf`. Open
         the file with ``xarray.open_dataset(path, group="posterior")``, which reads what is asked for, or
-        whole with `arviz.from_netcdf`.
+        whole with `arviz.from_netcdf`; a Zarr folder with ``xarray.open_zarr(path, group="posterior")``.
 
         Parameters
         ----------
         path : path-like
-            Where to. A file that stands there is replaced once the new one is complete.
+            Where to: Zarr where the name ends in ``.zarr`` (extra ``zarr``), else netCDF. What stands there
+            is replaced once the new one is complete.
         dtype : {"float32", "float64"}
             Precision in the file.
         progressbar : bool
@@ -123,6 +124,8 @@ class ManyGroups:
             For another precision.
         FileNotFoundError
             Where the folder does not exist.
+        MissingDependencyError
+            For Zarr without its package.
         NotFittedError
             Before `fit`.
 

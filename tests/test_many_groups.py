@@ -1,5 +1,6 @@
 """Posteriors of some groups, and those of all in a file."""
 
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,7 +12,13 @@ import xarray as xr
 
 import pyro_armed as pa
 from pyro_armed import inference, streamed_fit
-from pyro_armed.errors import ArgumentError, ConvergenceWarning, NotFittedError, UnseenGroupError
+from pyro_armed.errors import (
+    ArgumentError,
+    ConvergenceWarning,
+    MissingDependencyError,
+    NotFittedError,
+    UnseenGroupError,
+)
 from pyro_armed.export import _written
 
 FORMULA = "y ~ x1 + (1 + x1 | group) + (1 | site)"
@@ -150,6 +157,51 @@ def test_a_file_has_the_draws_of_all_groups(
             for dim in ("group__factor_dim", "site__factor_dim"):
                 assert found[dim].values.tolist() == expected[dim].values.tolist()
     assert sorted(one.name for one in tmp_path.iterdir()) == ["False.nc", "True.nc"]
+
+
+def test_a_zarr_folder_has_the_same_draws(
+    models: tuple[pa.ARMED, pa.ARMED], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("zarr", reason="the extra 'zarr' is not installed")
+    held, loose = models
+    monkeypatch.setattr(_written, "_NUMBERS", 2 * 30 * 2 * 25)  # blocks of 25 groups
+    path = tmp_path / "posterior.zarr"
+    for _ in range(2):  # the second replaces the first
+        loose.write_posterior(path, dtype="float64", progressbar=False)
+    expected = held.idata["posterior"]
+    with xr.open_zarr(path, group="posterior") as found:
+        assert set(found.data_vars) == set(expected.data_vars)
+        for name, values in expected.data_vars.items():
+            assert found[name].dims == values.dims
+            np.testing.assert_allclose(found[name], values, rtol=1e-12)
+        for dim in ("group__factor_dim", "site__factor_dim", "chain"):
+            assert found[dim].values.tolist() == expected[dim].values.tolist()
+        assert found["x1|group"].encoding["chunks"] == (1, 30, 60)
+    assert xr.open_zarr(path).attrs["guide"] == "mean_field"
+    assert [one.name for one in tmp_path.iterdir()] == ["posterior.zarr"]
+    other = tmp_path / "other.zarr"
+    other.mkdir()
+    with pytest.raises(FileExistsError, match="no Zarr folder"):
+        held.write_posterior(other, progressbar=False)
+
+    def broken(*_: object) -> object:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(_written, "posterior_of", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        held.write_posterior(path, progressbar=False)
+    with xr.open_zarr(path, group="posterior") as found:
+        assert found.sizes["group__factor_dim"] == 60
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_zarr_without_its_package(
+    models: tuple[pa.ARMED, pa.ARMED], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(MissingDependencyError, match=r"pyro_armed\[zarr\]"):
+        models[0].write_posterior(tmp_path / "posterior.zarr", progressbar=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_are_whole_or_not_there(
