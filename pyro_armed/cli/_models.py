@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -59,7 +60,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     return [*model._group_actions, *inference._group_actions]
 
 
-def model_of(options: argparse.Namespace, formula: str, frame: pd.DataFrame) -> ARMED:
+def model_of(options: argparse.Namespace, formula: str, frame: pd.DataFrame | Path) -> ARMED:
     """The model that the options ask for.
 
     Parameters
@@ -68,8 +69,8 @@ def model_of(options: argparse.Namespace, formula: str, frame: pd.DataFrame) -> 
         With those of `add_model_options`.
     formula : str
         Its formula.
-    frame : pandas.DataFrame
-        Training rows.
+    frame : pandas.DataFrame or Path
+        Training rows, or a Parquet file of them to be streamed.
 
     Returns
     -------
