@@ -19,6 +19,7 @@ from pyro_armed.inference import (
     Ingredients,
     Trained,
     assembled,
+    elsewhere,
 )
 from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule
@@ -88,14 +89,14 @@ def infer_streamed(
     check_streamed(settings)
     training = streamed_settings(settings, ingredients.plan is not None)
     dtype = None if ingredients.plan is None else ingredients.plan.dtype
-    feed = RowStream(design, training.rows_per_step(design.n_rows), dtype)
+    feed = RowStream(design, training.rows_per_step(design.n_rows), dtype, device=settings.device)
     fitted = []
     with local_parameters(), no_validation():
         for restart in range(settings.restarts):
             seed = settings.chain_seed(restart)
             objective = start(ingredients, seed)
             label = f"SVI {restart + 1}/{settings.restarts}" if settings.restarts > 1 else "SVI"
-            with single_thread(feed.data):
+            with single_thread(feed.data), elsewhere([objective], ingredients.data, settings.device):
                 result = train(
                     objective,
                     feed.data,

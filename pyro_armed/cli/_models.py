@@ -57,6 +57,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     inference.add_argument(
         "--schedule", default="plateau", help="how the rate falls: plateau or cosine (%(default)s)"
     )
+    inference.add_argument("--device", help="where networks are trained, such as cuda; the CPU if left out")
     return [*model._group_actions, *inference._group_actions]
 
 
@@ -100,7 +101,8 @@ def fit_options(options: argparse.Namespace) -> dict[str, Any]:
     -------
     dict
     """
-    names = ("inference", "guide", "restarts", "draws", "epochs", "batch_size", "learning_rate", "schedule")
+    names = ["inference", "guide", "restarts", "draws", "epochs", "batch_size", "learning_rate", "schedule"]
+    names.append("device")
     return {name: getattr(options, name) for name in names}
 
 
