@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor
 from pyro_armed.adversary import Adversary
 from pyro_armed.batch import Batch
 from pyro_armed.building import NetworkPlan, build_adversary, build_module
-from pyro_armed.draws import draw_chain, without_row_axis
+from pyro_armed.draws import draw_chain, draw_tables, without_row_axis
+from pyro_armed.effect_tables import HELD, effect_numbers
 from pyro_armed.errors import ArgumentError
 from pyro_armed.global_draws import draw_effects
 from pyro_armed.guides import MeanFieldGuide
@@ -56,6 +58,7 @@ class InferenceSettings:
     early_stopping: bool = True
     compile: str = "auto"
     schedule: str = "plateau"
+    device: Any = None
     warmup: int = 500
     seed: int = 0
     progressbar: bool = True
@@ -66,6 +69,7 @@ class InferenceSettings:
         for name in ("restarts", "draws", "warmup"):
             object.__setattr__(self, name, _whole(name, getattr(self, name), 1))
         object.__setattr__(self, "seed", _whole("seed", self.seed, 0))
+        object.__setattr__(self, "device", checked_device(self.device))
         self.training(network=False)
 
     def training(self, network: bool) -> TrainingSettings:
@@ -361,9 +365,75 @@ def _train_mean_field(
         head = build_adversary(ingredients.adversary, module, data, seed)
         objectives.append(Objective(module, guide, head, ingredients.fixed_effects_weight))
     training = settings.training(ingredients.plan is not None)
-    results = train_restarts(objectives, data, training, seeds, progressbar=settings.progressbar, label=label)
+    with elsewhere(objectives, data, settings.device) as moved:
+        results = train_restarts(
+            objectives, moved, training, seeds, progressbar=settings.progressbar, label=label
+        )
     pairs = zip(objectives, results, strict=True)
     return [Trained(one.guide, result, one.adversary) for one, result in pairs]  # type: ignore[arg-type]
+
+
+@contextmanager
+def elsewhere(objectives: Sequence[Objective], data: Batch, device: torch.device) -> Iterator[Batch]:
+    """Move models, guides and rows to a device, and the former back to the CPU afterwards.
+
+    Parameters
+    ----------
+    objectives : sequence of Objective
+        Changed in place.
+    data : Batch
+        Their training rows.
+    device : torch.device
+        Where to.
+
+    Yields
+    ------
+    Batch
+        The rows there.
+    """
+    if device == data.device:
+        yield data
+        return
+    moved = data.to(device)
+    for objective in objectives:
+        objective.to(device, moved)
+    try:
+        yield moved
+    finally:
+        for objective in objectives:
+            objective.to(data.device, data)
+
+
+def checked_device(device: Any) -> torch.device:
+    """A device that tensors can be on; None: the CPU.
+
+    Parameters
+    ----------
+    device : str, torch.device or None
+        As the user gave it.
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    ArgumentError
+        For names that PyTorch does not know, and devices that are not there.
+
+    Examples
+    --------
+    >>> checked_device("cpu")
+    device(type='cpu')
+    """
+    try:
+        found = torch.device("cpu" if device is None else device)
+        there = torch.zeros(1, device=found)
+        float(there)  # tensors on "meta" have no numbers
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        known = ", ".join(["'cpu'", *(f"'cuda:{i}'" for i in range(torch.cuda.device_count()))])
+        raise ArgumentError(f"device={device!r} cannot be used here; there is {known}.") from error
+    return found
 
 
 def mean_field_chain(
@@ -373,14 +443,14 @@ def mean_field_chain(
     seed: int,
     trained: Trained,
 ) -> FittedChain:
-    """Draws of a trained mean-field guide.
+    """Draws of a trained mean-field guide; those of effects up to 50 million numbers, see `Chain.tables`.
 
     Parameters
     ----------
     ingredients : Ingredients
         Model and data.
     settings : InferenceSettings
-        Number of draws.
+        Number of draws and restarts.
     module : MixedEffectsModule
         The restart's model.
     seed : int
@@ -393,8 +463,12 @@ def mean_field_chain(
     FittedChain
     """
     guide, result = trained.guide, trained.result
-    weighed = not module.spec.network_sites
-    chain = draw_chain(module, guide, ingredients.data, settings.draws, seed=seed, weights=weighed)
+    held = effect_numbers(guide) * settings.draws * settings.restarts <= HELD
+    weighed = held and not module.spec.network_sites
+    if held:
+        chain = draw_chain(module, guide, ingredients.data, settings.draws, seed=seed, weights=weighed)
+    else:
+        chain = draw_tables(module, guide, settings.draws, seed=seed)
     chain.trace = result.elbo
     chain.quality = {"converged": torch.tensor(float(result.converged))}
     khat = None

@@ -171,6 +171,15 @@ class Objective:
             fixed = self.fixed_effects_weight * self._fixed_effects_loss(trace, batch, hidden)
         return LossParts(elbo, cross_entropy, fixed, elbo + cross_entropy + fixed, accuracy)
 
+    def to(self, device: torch.device | str, data: Batch) -> None:
+        """Move model, guide and classifiers; ``data`` are the training rows there, which are not copied."""
+        self.module.data = None
+        classifiers = None if self.adversary is None else self.adversary.classifiers
+        for part in (self.module, self.guide, classifiers):
+            if isinstance(part, nn.Module):
+                part.to(device)
+        self.module.data = data
+
     def _pass(self, batch: Batch, layers: Sequence[str]) -> tuple[Hidden, dict[str, Any]]:
         """The network of the average group, and the outputs of the layers that the adversary reads."""
         if self.module.network is None:

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "pyro_armed"
 # Top to bottom: a module imports only from those above it. A new module gets its place here.
 LAYERS = [
     "errors",
+    "integers",
     "seeds",
     "simulate",
     "datasets",
