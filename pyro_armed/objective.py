@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,11 @@ from torch.distributions import Independent, Normal, kl_divergence
 from pyro_armed.adversary import Adversary, adversary_loss, label_columns
 from pyro_armed.batch import Batch
 from pyro_armed.module import Hidden, MixedEffectsModule
-from pyro_armed.networks import Pass, flattened, layer_outputs, still_statistics
+from pyro_armed.networks import Pass, flattened, layer_outputs, recorded, replayed, still_statistics
 from pyro_armed.passes import input_distribution, network_inputs
 from pyro_armed.seeds import seeded
 
-# Rows of a minibatch that are worth a second pass for the auxiliary terms: half, but not fewer than these.
+# Rows of a minibatch that are worth a second pass for the auxiliary terms: a share, but not fewer than these.
 _FEWEST = 16
 
 __all__ = ["AdversaryHead", "LossParts", "Objective", "negative_elbo"]
@@ -113,8 +114,9 @@ class Objective:
     Notes
     -----
     With neither auxiliary term ``total`` is the negative ELBO per row, to the last bit. The auxiliary terms
-    see the network of the average group: with group effects within its layers that takes a second pass, for
-    which half of a minibatch is enough: its rows are in random order, and the gradient stays unbiased.
+    see the network of the average group: with group effects within its layers that takes a second pass. It
+    starts at the first of these layers, since what comes before is the same, and takes some of a minibatch's
+    rows, which are in random order: half of them for a fixed-effects loss, a quarter for an adversary alone.
     """
 
     def __init__(
@@ -144,17 +146,21 @@ class Objective:
         watch, within = self.adversary, bool(self.module.spec.layers)
         layers = () if watch is None else watch.layers
         hidden, outputs = (None, {}) if within else self._pass(batch, layers)
+        twice = within and (watch is not None or self.fixed_effects_weight > 0)
         # Where effects within the network are not drawn yet, the model makes a pass of its own.
-        loss, trace = negative_elbo(self.module, self.guide, batch, hidden)
+        with self._recorded(batch, twice) as kept:
+            loss, trace = negative_elbo(self.module, self.guide, batch, hidden)
         elbo = loss / batch.n_rows
         zero = torch.zeros_like(elbo)
         cross_entropy = fixed = zero
         accuracy = zero.new_empty(0)
-        if within and (watch is not None or self.fixed_effects_weight):
-            batch = _half(batch)
-            hidden, outputs = self._second_pass(batch, layers)
+        if twice:
+            batch = _part(batch, 2 if self.fixed_effects_weight else 4)
+            hidden, outputs = self._second_pass(batch, layers, kept)
         if watch is not None and hidden is not None:
-            features = flattened(outputs, layers, batch.size) if layers else hidden[0]
+            features = hidden[0]
+            if layers:
+                features = flattened(outputs, layers, batch.size, grid=watch.settings.grid)
             cross_entropy, accuracy = watch.loss(batch, features, adversary_weight)
         if self.fixed_effects_weight:
             fixed = self.fixed_effects_weight * self._fixed_effects_loss(trace, batch, hidden)
@@ -167,10 +173,19 @@ class Objective:
         with layer_outputs(self.module.network, layers) as outputs:
             return self.module.passed(batch), outputs
 
-    def _second_pass(self, batch: Batch, layers: Sequence[str]) -> tuple[Hidden, dict[str, Any]]:
+    def _recorded(self, batch: Batch, twice: bool) -> AbstractContextManager[dict[str, Tensor]]:
+        """Keeps what the layers before the first group effects return, where there is a second pass."""
+        network: nn.Module = self.module.network  # type: ignore[assignment]
+        first = {layer.layer for layer in self.module.spec.layers}
+        return recorded(network, first, batch.size) if twice else nullcontext({})
+
+    def _second_pass(
+        self, batch: Batch, layers: Sequence[str], kept: Mapping[str, Tensor]
+    ) -> tuple[Hidden, dict[str, Any]]:
         """The same after the model's own pass, without a trace in buffers or the random stream."""
         network: nn.Module = self.module.network  # type: ignore[assignment]
-        with still_statistics(network), seeded(None, [self.module.priors.device]):
+        still = still_statistics(network), seeded(None, [self.module.priors.device])
+        with still[0], still[1], replayed(network, kept, batch.size):
             return self._pass(batch, layers)
 
     def _fixed_effects_loss(self, trace: Trace, batch: Batch, hidden: Hidden) -> Tensor:
@@ -196,11 +211,12 @@ class Objective:
             return self.module.sample_latents(batch)
 
 
-def _half(batch: Batch) -> Batch:
-    """Half of a minibatch; all rows of the data set stay, whose order is the user's, and weighted rows."""
+def _part(batch: Batch, share: int) -> Batch:
+    """One in ``share`` of a minibatch's rows; all rows of the data set stay, whose order is the user's, and
+    weighted rows."""
     if batch.size >= batch.n_rows or batch.size <= _FEWEST or batch.weights is not None:
         return batch
-    return batch.first(max(_FEWEST, batch.size // 2))
+    return batch.first(max(_FEWEST, batch.size // share))
 
 
 def negative_elbo(

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 from pyro_armed.errors import ArgumentError
-from pyro_armed.networks._common import sizes_of
+from pyro_armed.networks._common import sizes_of, whole
 
 __all__ = ["Adversary"]
 
@@ -36,6 +36,9 @@ class Adversary:
     layers
         Name or names of the network's layers, as in ``network.named_modules()``, whose outputs the classifier
         sees side by side, flattened to a row each; None is what goes into the network's last linear layer.
+    grid
+        Images among these outputs are averaged over ``grid`` x ``grid`` parts; None keeps each position, which
+        for the blocks of a `CNN` is thousands of numbers.
 
     Raises
     ------
@@ -61,6 +64,7 @@ class Adversary:
     weight_decay: float = 0.0
     groups: str | Sequence[str] | None = None
     layers: str | Sequence[str] | None = None
+    grid: int | None = 4
 
     def __post_init__(self) -> None:
         """Check and normalise the settings."""
@@ -94,6 +98,7 @@ class Adversary:
             ("weight_decay", decay),
             ("groups", _names(self.groups, "groups", "grouping factors")),
             ("layers", _names(self.layers, "layers", "layers of the network")),
+            ("grid", None if self.grid is None else whole(self.grid, "grid of the adversary")),
         ):
             object.__setattr__(self, name, value)
 

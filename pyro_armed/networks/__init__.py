@@ -8,6 +8,7 @@ from pyro_armed.networks._autoencoder import AutoencoderClassifier
 from pyro_armed.networks._builtin import CNN, MLP, BuiltIn
 from pyro_armed.networks._config import from_config
 from pyro_armed.networks._layers import flattened, layer_outputs
+from pyro_armed.networks._layout import channels_last, image_layers
 from pyro_armed.networks._modulation import (
     changed_layers,
     keep_still,
@@ -27,6 +28,7 @@ from pyro_armed.networks._reading import (
     run_network,
     untouched,
 )
+from pyro_armed.networks._sharing import recorded, replayed
 
 __all__ = [
     "CNN",
@@ -35,17 +37,21 @@ __all__ = [
     "BuiltIn",
     "Pass",
     "changed_layers",
+    "channels_last",
     "copy_network",
     "count_parameters",
     "features_and_output",
     "find_output_layer",
     "flattened",
     "from_config",
+    "image_layers",
     "keep_still",
     "layer_outputs",
     "layer_shapes",
     "network_output",
+    "recorded",
     "reinitialise",
+    "replayed",
     "run_network",
     "scale_and_shift",
     "still_parts",
