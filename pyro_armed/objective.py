@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 from pyro_armed.adversary import Adversary, adversary_loss, label_columns
 from pyro_armed.batch import Batch
 from pyro_armed.module import Hidden, MixedEffectsModule
-from pyro_armed.networks import Pass, flattened, layer_outputs, recorded, replayed, still_statistics
+from pyro_armed.networks import Pass, flattened, layer_outputs, still_statistics
 from pyro_armed.passes import input_distribution, network_inputs
 from pyro_armed.seeds import seeded
 
@@ -114,9 +113,9 @@ class Objective:
     Notes
     -----
     With neither auxiliary term ``total`` is the negative ELBO per row, to the last bit. The auxiliary terms
-    see the network of the average group: with group effects within its layers that takes a second pass. It
-    starts at the first of these layers, since what comes before is the same, and takes some of a minibatch's
-    rows, which are in random order: half of them for a fixed-effects loss, a quarter for an adversary alone.
+    see the network of the average group: with group effects within its layers that takes a second pass. For
+    that some of a minibatch's rows are enough, which are in random order, so that the gradient stays unbiased:
+    half of them for a fixed-effects loss, a quarter for an adversary alone.
     """
 
     def __init__(
@@ -146,17 +145,15 @@ class Objective:
         watch, within = self.adversary, bool(self.module.spec.layers)
         layers = () if watch is None else watch.layers
         hidden, outputs = (None, {}) if within else self._pass(batch, layers)
-        twice = within and (watch is not None or self.fixed_effects_weight > 0)
         # Where effects within the network are not drawn yet, the model makes a pass of its own.
-        with self._recorded(batch, twice) as kept:
-            loss, trace = negative_elbo(self.module, self.guide, batch, hidden)
+        loss, trace = negative_elbo(self.module, self.guide, batch, hidden)
         elbo = loss / batch.n_rows
         zero = torch.zeros_like(elbo)
         cross_entropy = fixed = zero
         accuracy = zero.new_empty(0)
-        if twice:
+        if within and (watch is not None or self.fixed_effects_weight):
             batch = _part(batch, 2 if self.fixed_effects_weight else 4)
-            hidden, outputs = self._second_pass(batch, layers, kept)
+            hidden, outputs = self._second_pass(batch, layers)
         if watch is not None and hidden is not None:
             features = hidden[0]
             if layers:
@@ -173,19 +170,10 @@ class Objective:
         with layer_outputs(self.module.network, layers) as outputs:
             return self.module.passed(batch), outputs
 
-    def _recorded(self, batch: Batch, twice: bool) -> AbstractContextManager[dict[str, Tensor]]:
-        """Keeps what the layers before the first group effects return, where there is a second pass."""
-        network: nn.Module = self.module.network  # type: ignore[assignment]
-        first = {layer.layer for layer in self.module.spec.layers}
-        return recorded(network, first, batch.size) if twice else nullcontext({})
-
-    def _second_pass(
-        self, batch: Batch, layers: Sequence[str], kept: Mapping[str, Tensor]
-    ) -> tuple[Hidden, dict[str, Any]]:
+    def _second_pass(self, batch: Batch, layers: Sequence[str]) -> tuple[Hidden, dict[str, Any]]:
         """The same after the model's own pass, without a trace in buffers or the random stream."""
         network: nn.Module = self.module.network  # type: ignore[assignment]
-        still = still_statistics(network), seeded(None, [self.module.priors.device])
-        with still[0], still[1], replayed(network, kept, batch.size):
+        with still_statistics(network), seeded(None, [self.module.priors.device]):
             return self._pass(batch, layers)
 
     def _fixed_effects_loss(self, trace: Trace, batch: Batch, hidden: Hidden) -> Tensor:
@@ -212,8 +200,10 @@ class Objective:
 
 
 def _part(batch: Batch, share: int) -> Batch:
-    """One in ``share`` of a minibatch's rows; all rows of the data set stay, whose order is the user's, and
-    weighted rows."""
+    """One in ``share`` rows of a minibatch.
+
+    All rows of the data set stay, since their order is the user's, and so do weighted rows.
+    """
     if batch.size >= batch.n_rows or batch.size <= _FEWEST or batch.weights is not None:
         return batch
     return batch.first(max(_FEWEST, batch.size // share))

@@ -64,15 +64,11 @@ def run_rows(
     inputs = network_inputs(network, batch)
     whole = network.training or torch.is_grad_enabled()
     size = max(1, len(inputs) if whole else _INPUTS // max(1, inputs[:1].numel()))
-    normalised = {one.layer for one in spec.layers if one.normalize}
     parts = []
     for start in range(0, max(len(inputs), 1), size):
         rows = slice(start, start + size)
         changes = _changes(network, spec, batch, values, rows)
-        with (
-            networks.changed_layers(network, changes),
-            networks.channels_last(network, images, normalised),
-        ):
+        with networks.changed_layers(network, changes), networks.channels_last(network, images):
             parts.append(networks.run_network(network, inputs[rows], layer))
     if len(parts) == 1:
         return parts[0]

@@ -28,7 +28,6 @@ from pyro_armed.networks._reading import (
     run_network,
     untouched,
 )
-from pyro_armed.networks._sharing import recorded, replayed
 
 __all__ = [
     "CNN",
@@ -49,9 +48,7 @@ __all__ = [
     "layer_outputs",
     "layer_shapes",
     "network_output",
-    "recorded",
     "reinitialise",
-    "replayed",
     "run_network",
     "scale_and_shift",
     "still_parts",

@@ -111,6 +111,8 @@ def _averaged(output: Tensor, grid: int | None) -> Tensor:
     size = [min(side, grid) for side in output.shape[2:]]
     if any(side % parts for side, parts in zip(output.shape[2:], size, strict=True)):
         return functional.adaptive_avg_pool2d(output, size)
-    # Several times as fast as adaptive pooling, backwards.
-    height, width = (side // parts for side, parts in zip(output.shape[2:], size, strict=True))
-    return output.unflatten(3, (size[1], width)).unflatten(2, (size[0], height)).mean((3, 5))
+    # Several times as fast as adaptive pooling, and in long loops where channels come last in memory.
+    (height, width), channels = output.shape[2:], output.shape[1]
+    lines = output.permute(0, 2, 3, 1).reshape(len(output), size[0], height // size[0], width * channels)
+    parts = lines.mean(2).reshape(len(output), size[0], size[1], width // size[1], channels).mean(3)
+    return parts.permute(0, 3, 1, 2)

@@ -1,6 +1,6 @@
 """Images with their channels side by side in memory, for which processors have faster kernels."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,9 +14,7 @@ _FEWEST = 16_384
 
 
 @contextmanager
-def channels_last(
-    network: nn.Module, layers: Sequence[str], normalised: Collection[str] = ()
-) -> Iterator[None]:
+def channels_last(network: nn.Module, layers: Sequence[str]) -> Iterator[None]:
     """Give convolutions their images with the channels last in memory; shapes and values stay.
 
     What follows keeps that layout. A training step of a `CNN` on a processor took 0.7 times as long.
@@ -27,9 +25,6 @@ def channels_last(
         Any module; it is left as it was.
     layers
         Names from `image_layers`.
-    normalised
-        Those of them whose outputs are normalised image by image, for which the usual layout is the faster
-        one: what they return is laid out instead. Enter this context after the one that normalises.
 
     Examples
     --------
@@ -40,10 +35,7 @@ def channels_last(
     """
     with ExitStack() as stack:
         for name in layers:
-            layer = network.get_submodule(name)
-            after = name in normalised
-            handle = layer.register_forward_hook(_after) if after else layer.register_forward_pre_hook(_before)
-            stack.callback(handle.remove)
+            stack.callback(network.get_submodule(name).register_forward_pre_hook(_large).remove)
         yield
 
 
@@ -73,7 +65,7 @@ def image_layers(network: nn.Module, example: Tensor | None) -> tuple[str, ...]:
             plain = run_network(network, example).output
             with ExitStack() as stack:
                 for name in names:
-                    handle = network.get_submodule(name).register_forward_pre_hook(_laid_out_inputs)
+                    handle = network.get_submodule(name).register_forward_pre_hook(_all)
                     stack.callback(handle.remove)
                 other = run_network(network, example).output
                 network.train()
@@ -83,20 +75,22 @@ def image_layers(network: nn.Module, example: Tensor | None) -> tuple[str, ...]:
     return names if torch.allclose(plain, other, rtol=1e-3, atol=1e-4, equal_nan=True) else ()
 
 
-def _laid_out(images: Tensor) -> Tensor:
+def laid_out(images: Tensor) -> Tensor:
+    """The images (B, K, H, W) with the channels last in memory."""
     # Not Tensor.contiguous, which finds both layouts in images of one channel and which, with a memory
     # format, `torch.func.vmap` does not know.
     rows = images.permute(0, 2, 3, 1)
     return rows.reshape(-1).reshape(rows.shape).permute(0, 3, 1, 2)
 
 
-def _laid_out_inputs(layer: nn.Module, args: Any) -> Any:
-    return (_laid_out(args[0]), *args[1:]) if args and args[0].dim() == 4 else args
+def is_laid_out(images: Tensor) -> bool:
+    """Whether images have the channels last in memory, and only then."""
+    return images.dim() == 4 and images.stride()[1] == 1 and not images.is_contiguous()
 
 
-def _before(layer: nn.Module, args: Any) -> Any:
-    return _laid_out_inputs(layer, args) if args and args[0].numel() >= _FEWEST else args
+def _all(layer: nn.Module, args: Any) -> Any:
+    return (laid_out(args[0]), *args[1:]) if args and args[0].dim() == 4 else args
 
 
-def _after(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
-    return _laid_out(output) if output.dim() == 4 and output.numel() >= _FEWEST else output
+def _large(layer: nn.Module, args: Any) -> Any:
+    return _all(layer, args) if args and args[0].numel() >= _FEWEST else args
