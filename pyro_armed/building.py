@@ -313,4 +313,4 @@ def _adversary_width(settings: Adversary, module: MixedEffectsModule, data: Batc
     rows = data.select(torch.arange(min(_EXAMPLE_ROWS, data.size)))
     with networks.untouched(module.network), networks.layer_outputs(module.network, settings.layers) as seen:  # type: ignore[arg-type]
         module.hidden(rows)
-    return networks.flattened(seen, settings.layers, rows.size).shape[1]
+    return networks.flattened(seen, settings.layers, rows.size, grid=settings.grid).shape[1]

@@ -19,7 +19,7 @@ from pyro_armed.networks import Pass, flattened, layer_outputs, still_statistics
 from pyro_armed.passes import input_distribution, network_inputs
 from pyro_armed.seeds import seeded
 
-# Rows of a minibatch that are worth a second pass for the auxiliary terms: half, but not fewer than these.
+# Rows of a minibatch that are worth a second pass for the auxiliary terms: a share, but not fewer than these.
 _FEWEST = 16
 
 __all__ = ["AdversaryHead", "LossParts", "Objective", "negative_elbo"]
@@ -124,8 +124,9 @@ class Objective:
     Notes
     -----
     With neither auxiliary term ``total`` is the negative ELBO per row, to the last bit. The auxiliary terms
-    see the network of the average group: with group effects within its layers that takes a second pass, for
-    which half of a minibatch is enough: its rows are in random order, and the gradient stays unbiased.
+    see the network of the average group: with group effects within its layers that takes a second pass. For
+    that some of a minibatch's rows are enough, which are in random order, so that the gradient stays unbiased:
+    half of them for a fixed-effects loss, a quarter for an adversary alone.
     """
 
     def __init__(
@@ -162,10 +163,12 @@ class Objective:
         cross_entropy = fixed = zero
         accuracy = zero.new_empty(0)
         if within and (watch is not None or self.fixed_effects_weight):
-            batch = _half(batch)
+            batch = _part(batch, 2 if self.fixed_effects_weight else 4)
             hidden, outputs = self._second_pass(batch, layers)
         if watch is not None and hidden is not None:
-            features = flattened(outputs, layers, batch.size) if layers else hidden[0]
+            features = hidden[0]
+            if layers:
+                features = flattened(outputs, layers, batch.size, grid=watch.settings.grid)
             cross_entropy, accuracy = watch.loss(batch, features, adversary_weight)
         if self.fixed_effects_weight:
             fixed = self.fixed_effects_weight * self._fixed_effects_loss(trace, batch, hidden)
@@ -216,11 +219,14 @@ class Objective:
             return self.module.sample_latents(batch)
 
 
-def _half(batch: Batch) -> Batch:
-    """Half of a minibatch; all rows of the data set stay, whose order is the user's, and weighted rows."""
+def _part(batch: Batch, share: int) -> Batch:
+    """One in ``share`` rows of a minibatch.
+
+    All rows of the data set stay, since their order is the user's, and so do weighted rows.
+    """
     if batch.size >= batch.n_rows or batch.size <= _FEWEST or batch.weights is not None:
         return batch
-    return batch.first(max(_FEWEST, batch.size // 2))
+    return batch.first(max(_FEWEST, batch.size // share))
 
 
 def negative_elbo(

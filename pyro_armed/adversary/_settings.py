@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 from pyro_armed.errors import ArgumentError
-from pyro_armed.networks._common import sizes_of
+from pyro_armed.networks._common import sizes_of, whole
 
 __all__ = ["Adversary"]
 
@@ -41,6 +41,9 @@ class Adversary:
         loss has ``weight * kernel`` times it. A classifier lags behind the network that it is trained
         against, and a fresh one then finds what it missed; a kernel has nothing to learn. Of use around 100.
         It needs a response of classes if the adversary is conditional, and all rows in memory.
+    grid
+        Images among these outputs are averaged over ``grid`` x ``grid`` parts; None keeps each position, which
+        for the blocks of a `CNN` is thousands of numbers.
 
     Raises
     ------
@@ -67,6 +70,7 @@ class Adversary:
     groups: str | Sequence[str] | None = None
     layers: str | Sequence[str] | None = None
     kernel: float = 0.0
+    grid: int | None = 4
 
     def __post_init__(self) -> None:
         """Check and normalise the settings."""
@@ -106,6 +110,7 @@ class Adversary:
             ("groups", _names(self.groups, "groups", "grouping factors")),
             ("layers", _names(self.layers, "layers", "layers of the network")),
             ("kernel", kernel),
+            ("grid", None if self.grid is None else whole(self.grid, "grid of the adversary")),
         ):
             object.__setattr__(self, name, value)
 
