@@ -243,15 +243,15 @@ def _move_statistics(graph: GraphModule, norm: Node) -> None:
     momentum = norm.args[6]
     running = norm.args[3:5]
     norm.args = (*norm.args[:3], None, None, *norm.args[5:])
-
-    def moved(old: Tensor, rows: Tensor, which: int) -> Tensor:
-        axes = [0, *range(2, rows.dim())]
-        new = rows.var(axes) if which else rows.mean(axes)
-        return torch.lerp(old, new.to(old.dtype), momentum)  # type: ignore[arg-type]
-
     for which, old in enumerate(running):
         later = [user for user in old.users if user is not norm]  # type: ignore[union-attr]
         with graph.graph.inserting_after(norm):
-            value = graph.graph.call_function(moved, (old, norm.args[0], which))
+            value = graph.graph.call_function(_moved, (old, norm.args[0], which, momentum))
         for user in later:
             user.replace_input_with(old, value)  # type: ignore[arg-type]
+
+
+def _moved(old: Tensor, rows: Tensor, which: int, momentum: float) -> Tensor:
+    axes = [0, *range(2, rows.dim())]
+    new = rows.var(axes) if which else rows.mean(axes)
+    return torch.lerp(old, new.to(old.dtype), momentum)

@@ -44,6 +44,7 @@ LAYERS = [
     "guides",
     "objective",
     "graphs",
+    "libraries",
     "updates",
     "compiled",
     "steps",
