@@ -92,6 +92,7 @@ def _machine() -> list[object]:
     from torch._inductor import config
 
     settings = config.save_config_portable()
+    settings.pop("aot_inductor.metadata", None)  # what the compiler notes there of its last run
     processor = sorted(torch.cpu.get_capabilities().items()) if hasattr(torch.cpu, "get_capabilities") else []
     return [
         torch.__version__,
