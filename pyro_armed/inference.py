@@ -20,6 +20,7 @@ from pyro_armed.global_draws import draw_effects
 from pyro_armed.guides import MeanFieldGuide
 from pyro_armed.importance import pareto_smooth
 from pyro_armed.local import local_parameters
+from pyro_armed.marginal_training import can_train_marginally, train_marginally
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.objective import AdversaryHead, Objective
 from pyro_armed.posterior import Chain, Posterior
@@ -76,6 +77,13 @@ class InferenceSettings:
             early_stopping=self.early_stopping,
             compile=self.compile,
         )
+
+    def trains_marginally(self, ingredients: Ingredients) -> bool:
+        """Whether a network may be trained by the marginal likelihood, as far as the settings go."""
+        open_ = self.epochs is None and self.batch_size is None and self.learning_rate is None
+        plain = ingredients.adversary is None and not ingredients.fixed_effects_weight
+        unforced = self.early_stopping and self.compile == "auto" and self.guide == "structured"
+        return self.inference == "svi" and open_ and plain and unforced
 
     def chain_seed(self, restart: int) -> int:
         """Seed of one restart."""
@@ -304,7 +312,9 @@ def _restarts(ingredients: Ingredients, settings: InferenceSettings) -> list[Fit
         for seed in seeds
     ]
     trained: list[Trained] = []
-    if settings.guide == "mean_field" or ingredients.plan is not None:
+    if settings.trains_marginally(ingredients) and can_train_marginally(modules[0], ingredients.data):
+        trained = _train_marginally(ingredients, settings, modules)
+    elif settings.guide == "mean_field" or ingredients.plan is not None:
         label = "SVI" if settings.guide == "mean_field" else "network"
         trained = _train_mean_field(ingredients, settings, modules, seeds, label)
     if settings.guide == "mean_field":
@@ -320,21 +330,24 @@ def _restarts(ingredients: Ingredients, settings: InferenceSettings) -> list[Fit
 
 @dataclass(frozen=True)
 class Trained:
-    """A network and mean-field guide after training.
+    """A network after training.
 
     Attributes
     ----------
-    guide : MeanFieldGuide
-        The guide.
+    guide : MeanFieldGuide or None
+        The guide that it was trained with; None: the effects were integrated out.
     result : TrainingResult
         The course of training.
     head : AdversaryHead or None
         The adversary.
+    theta : Tensor, shape (P,), or None
+        Where training has left the global variables, unconstrained.
     """
 
-    guide: MeanFieldGuide
+    guide: Any
     result: TrainingResult
     head: AdversaryHead | None
+    theta: Tensor | None = None
 
     def record(self, chain: Chain) -> None:
         """Note how the adversary fared."""
@@ -362,6 +375,19 @@ def _train_mean_field(
     results = train_restarts(objectives, data, training, seeds, progressbar=settings.progressbar, label=label)
     pairs = zip(objectives, results, strict=True)
     return [Trained(one.guide, result, one.adversary) for one, result in pairs]  # type: ignore[arg-type]
+
+
+def _train_marginally(
+    ingredients: Ingredients, settings: InferenceSettings, modules: Sequence[MixedEffectsModule]
+) -> list[Trained]:
+    """Networks by the marginal likelihood, one restart after another."""
+    trained = []
+    for number, module in enumerate(modules):
+        label = f"network {number + 1}/{len(modules)}"
+        found = train_marginally(module, ingredients.data, progressbar=settings.progressbar, label=label)
+        result = TrainingResult(found.trace, found.converged, found.trace.new_empty(len(found.trace), 0))
+        trained.append(Trained(None, result, None, found.theta))
+    return trained
 
 
 def mean_field_chain(
@@ -421,6 +447,7 @@ def _structured(
         seed=seed,
         draws=settings.draws,
         compile=settings.compile,
+        start=None if trained is None else trained.theta,
         progressbar=settings.progressbar,
         label=label,
     )

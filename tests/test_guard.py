@@ -17,6 +17,7 @@ PACKAGE = ROOT / "pyro_armed"
 LAYERS = [
     "errors",
     "seeds",
+    "minimise",
     "simulate",
     "datasets",
     "families",
@@ -63,6 +64,7 @@ LAYERS = [
     "global_draws",
     "structured_steps",
     "structured_fit",
+    "marginal_training",
     "effect_tables",
     "posterior",
     "partial_conditional",
