@@ -164,16 +164,19 @@ class GaussianConditional(GroupGaussian):
                 ).reshape(crossed.shape)
                 eliminated = cross.mT @ cross
             log_det = log_det + log_determinant(dense - eliminated, precision[2])
-        residual = torch.einsum("si,ij,sj->s", problem.contrast, self.squares, problem.contrast)
+        residual = self._residual_squares(problem)
         log_scale = self.total_weight * (math.log(2 * math.pi) + problem.variance.log())
         return -0.5 * (log_scale + residual / problem.variance - 2 * score + square + log_det)
 
     def evidence(self, problem: GaussianProblem) -> Tensor:
         """The log density log p(y | theta) of a model without group effects, shape (S,)."""
-        residual = torch.einsum("si,ij,sj->s", problem.contrast, self.squares, problem.contrast)
+        residual = self._residual_squares(problem)
         return -0.5 * (
             self.total_weight * (math.log(2 * math.pi) + problem.variance.log()) + residual / problem.variance
         )
+
+    def _residual_squares(self, problem: GaussianProblem) -> Tensor:
+        return ((problem.contrast @ self.squares) * problem.contrast).sum(-1)
 
     # --- sums of products --------------------------------------------------------------------------------
 
@@ -240,7 +243,7 @@ class GaussianConditional(GroupGaussian):
     def _scores(self, problem: GaussianProblem) -> list[Tensor]:
         scores = []
         for products, transform in zip(self.products, problem.transforms, strict=True):
-            raw = torch.einsum("cdp,sp->scd", products, problem.contrast)
+            raw = (problem.contrast @ products.flatten(0, 1).mT).unflatten(1, products.shape[:2])
             scores.append((raw @ transform) / problem.variance[:, None, None])
         return scores
 

@@ -36,6 +36,8 @@ _GAIN, _WINDOW, _MOST_PASSES = 5e-4, 10, 500
 # Coefficients and standard deviations move in steps of so many posterior sds of the fit without training: the
 # network changes what they are for.
 _WIDER = 10.0
+# Slope at which the fit without training ends.
+_ROUGH = 0.5
 _TRIED_ROWS = 5
 
 
@@ -251,7 +253,7 @@ def train_marginally(
     module.eval()
     with torch.no_grad():
         guide = StructuredGuide(module, data, module.hidden(data))
-    start, _ = find_mode(guide, guide.space.start)
+    start, _ = find_mode(guide, guide.space.start, slope=_ROUGH)
     scale = _WIDER * curvature_scale(negative_hessian(guide, start))
     training, size = MarginalTraining(guide), len(start)
     weights = training.flat_weights()

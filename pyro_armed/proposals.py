@@ -109,7 +109,7 @@ def defensive_proposal(
     """
     bulk, wide = (0.65, 0.35) if not bool(scales.any()) else (0.6, 0.1)
     # In many dimensions a t distribution of few degrees of freedom has little mass near its centre.
-    degrees = float(max(7, len(mean)))
+    degrees = float(max(7, 2 * len(mean)))
     components = [
         StudentComponent(bulk, degrees, mean, factor),
         StudentComponent(wide, 3.0, mean, 2.5 * factor),

@@ -147,7 +147,9 @@ def _mode(guide: StructuredGuide, generator: torch.Generator) -> tuple[Tensor, b
     return find_mode(guide, begin, 1)
 
 
-def find_mode(guide: StructuredGuide, begin: Tensor, order: int = 1) -> tuple[Tensor, bool]:
+def find_mode(
+    guide: StructuredGuide, begin: Tensor, order: int = 1, slope: float = _FLAT
+) -> tuple[Tensor, bool]:
     """The mode of log p(y, theta) that L-BFGS reaches.
 
     In units of the curvature where the search is, taken anew a few times on the way: coefficients and
@@ -161,6 +163,8 @@ def find_mode(guide: StructuredGuide, begin: Tensor, order: int = 1) -> tuple[Te
         Where to start.
     order : int
         See `marginal`.
+    slope : float
+        Largest slope of the log density, by posterior sd, at which the search ends.
 
     Returns
     -------
@@ -188,12 +192,12 @@ def find_mode(guide: StructuredGuide, begin: Tensor, order: int = 1) -> tuple[Te
             scaled,
             torch.zeros_like(mode),
             iterations=_LAST_ROUND if last else _SHORT_ROUND,
-            slope=_FLAT,
+            slope=slope,
             gain=1e-9,
         )
         mode = mode + scale @ found.x
         guide.remember_mode(mode)
-        if found.settled and found.slope < _NEAR:
+        if found.settled and found.slope <= max(slope, _NEAR):
             return mode, True
     return mode, False
 
