@@ -124,8 +124,8 @@ class Objective:
     Notes
     -----
     With neither auxiliary term ``total`` is the negative ELBO per row, to the last bit. The auxiliary terms
-    see the network of the average group: with group effects within its layers that takes a second pass. For
-    that some of a minibatch's rows are enough, which are in random order, so that the gradient stays unbiased:
+    see the network of the average group: with group effects within its layers that takes a second pass. Some
+    of a minibatch's rows are enough for it, which are in random order, so that the gradient stays unbiased:
     half of them for a fixed-effects loss, a quarter for an adversary alone.
     """
 

@@ -42,8 +42,8 @@ class Adversary:
         against, and a fresh one then finds what it missed; a kernel has nothing to learn. Of use around 100.
         It needs a response of classes if the adversary is conditional, and all rows in memory.
     grid
-        Images among these outputs are averaged over ``grid`` x ``grid`` parts; None keeps each position, which
-        for the blocks of a `CNN` is thousands of numbers.
+        Images among these outputs are averaged over ``grid`` x ``grid`` parts; None keeps each position,
+        which for the blocks of a `CNN` is thousands of numbers.
 
     Raises
     ------
