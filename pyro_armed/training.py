@@ -325,7 +325,7 @@ class _Run:
                         break
         finally:
             write_back(self.plan.layout, state, objectives)
-        records = torch.stack(self.records, dim=-2).reshape(len(objectives), len(self.records), -1)
+        records = torch.stack(self.records, dim=-2).reshape(len(objectives), len(self.records), -1).cpu()
         return [self._result(*pair) for pair in zip(records, self.stopped, strict=True)]
 
     def _result(self, record: Tensor, stopped: int | None) -> TrainingResult:

@@ -177,13 +177,14 @@ class _Run:
         size, n_rows = budget.rows_per_step(self.data.n_rows), self.data.n_rows
         shuffles, roles = generator_for(seed, "minibatches"), generator_for(seed, "virtual groups")
         epochs = (minibatches(n_rows, size, shuffles) for _ in itertools.count())
-        batches = itertools.islice(itertools.chain.from_iterable(epochs), budget.steps(n_rows))
+        total = budget.steps(n_rows)
+        batches = itertools.islice(itertools.chain.from_iterable(epochs), total)
         optimiser = torch.optim.Adam(self.weights.values(), lr=budget.learning_rate)
         self.network.train()
-        bar = tqdm(batches, total=budget.steps(n_rows), desc="MLDG", disable=not progressbar, leave=False)
+        bar = tqdm(batches, total=total, desc="MLDG", disable=not progressbar, leave=False)
         for number, rows in enumerate(bar):
             if budget.schedule == "cosine":
-                optimiser.param_groups[0]["lr"] = budget.learning_rate * cosine(number / budget.steps(n_rows))
+                optimiser.param_groups[0]["lr"] = budget.learning_rate * cosine(number / total)
             order = torch.randperm(self.n_groups, generator=roles)
             held = torch.isin(self.codes[rows], order[: self.virtual])
             optimiser.zero_grad()
