@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from pyro_armed.adversary import Adversary
-from pyro_armed.baselines import Rows, Task
 from pyro_armed.effects import RandomEffects, ScaleBias
 from pyro_armed.networks import AutoencoderClassifier
 from pyro_armed.reproduce._application import Application, Problem
@@ -21,6 +18,7 @@ from pyro_armed.reproduce._diagnosis import (
     folder_images,
     largest_groups,
 )
+from pyro_armed.reproduce._site_tasks import site_task
 from pyro_armed.reproduce._sites import SiteTruth, measures, pictures, split
 from pyro_armed.simulate import cells, group_logits
 from pyro_armed.spec import Reconstruction
@@ -28,7 +26,6 @@ from pyro_armed.spec import Reconstruction
 __all__ = ["CELLS"]
 
 _FIT = {"epochs": 32, "batch_size": 64, "learning_rate": 6e-3, "schedule": "cosine"}
-_QUICK = {"epochs": 2, "batch_size": 64, "learning_rate": 3e-3, "draws": 10}
 _BATCHES = 10
 _CHANNELS = (8, 16)
 # The kernel does most: without it a fresh probe got .38 of batches where the classifier saw .24 (seed 100).
@@ -63,16 +60,16 @@ def _problem(seed: int, quick: bool, files: Sequence[Path]) -> Problem:
         )
     train, test = split(seed, groups, seen)
 
-    def rows(which: NDArray[np.bool_]) -> Rows:
-        return Rows(images[which], labels[which], {"batch": groups[which]})
-
     last = AutoencoderClassifier(channels=_CHANNELS).last_conv
     first = AutoencoderClassifier(channels=_CHANNELS).conv_layers[0]
-    task = Task(
-        train=rows(train),
-        seen=rows(test),
-        unseen=rows(~seen) if (~seen).any() else None,
-        group="batch",
+    task = site_task(
+        images,
+        labels,
+        "batch",
+        groups,
+        (train, test),
+        quick=quick,
+        fit=_FIT,
         network=_network,
         random_effects=[
             RandomEffects("batch"),
@@ -80,7 +77,6 @@ def _problem(seed: int, quick: bool, files: Sequence[Path]) -> Problem:
             ScaleBias(layers=[last], group="batch", normalize=False),
         ],
         adversary=_ADVERSARY,
-        fit=_QUICK if quick else _FIT,
         reconstruction=_RECONSTRUCTION,
         new_groups=NEW_GROUPS,
         fixed_effects_weight=_FIXED_EFFECTS,
