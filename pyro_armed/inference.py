@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from pyro_armed.adversary import Adversary
 from pyro_armed.batch import Batch
 from pyro_armed.building import NetworkPlan, build_adversary, build_module
+from pyro_armed.devices import checked_device, elsewhere
 from pyro_armed.draws import draw_chain, draw_tables, without_row_axis
 from pyro_armed.effect_tables import HELD, effect_numbers
 from pyro_armed.errors import ArgumentError
@@ -22,6 +22,7 @@ from pyro_armed.global_draws import draw_effects
 from pyro_armed.guides import MeanFieldGuide
 from pyro_armed.importance import pareto_smooth
 from pyro_armed.local import local_parameters
+from pyro_armed.marginal_training import can_train_marginally, train_marginally
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.objective import AdversaryHead, Objective
 from pyro_armed.posterior import Chain, Posterior
@@ -82,6 +83,14 @@ class InferenceSettings:
             compile=self.compile,
             schedule=self.schedule,
         )
+
+    def trains_marginally(self, ingredients: Ingredients) -> bool:
+        """Whether a network may be trained by the marginal likelihood, as far as the settings go."""
+        open_ = self.epochs is None and self.batch_size is None and self.learning_rate is None
+        plain = ingredients.adversary is None and not ingredients.fixed_effects_weight
+        unforced = self.early_stopping and self.schedule == "plateau" and self.compile == "auto"
+        here = self.guide == "structured" and self.device == torch.device("cpu")
+        return self.inference == "svi" and open_ and plain and unforced and here
 
     def chain_seed(self, restart: int) -> int:
         """Seed of one restart."""
@@ -310,7 +319,9 @@ def _restarts(ingredients: Ingredients, settings: InferenceSettings) -> list[Fit
         for seed in seeds
     ]
     trained: list[Trained] = []
-    if settings.guide == "mean_field" or ingredients.plan is not None:
+    if settings.trains_marginally(ingredients) and can_train_marginally(modules[0], ingredients.data):
+        trained = _train_marginally(ingredients, settings, modules)
+    elif settings.guide == "mean_field" or ingredients.plan is not None:
         label = "SVI" if settings.guide == "mean_field" else "network"
         trained = _train_mean_field(ingredients, settings, modules, seeds, label)
     if settings.guide == "mean_field":
@@ -326,21 +337,24 @@ def _restarts(ingredients: Ingredients, settings: InferenceSettings) -> list[Fit
 
 @dataclass(frozen=True)
 class Trained:
-    """A network and mean-field guide after training.
+    """A network after training.
 
     Attributes
     ----------
-    guide : MeanFieldGuide
-        The guide.
+    guide : MeanFieldGuide or None
+        The guide that it was trained with; None: the effects were integrated out.
     result : TrainingResult
         The course of training.
     head : AdversaryHead or None
         The adversary.
+    theta : Tensor, shape (P,), or None
+        Where training has left the global variables, unconstrained.
     """
 
-    guide: MeanFieldGuide
+    guide: Any
     result: TrainingResult
     head: AdversaryHead | None
+    theta: Tensor | None = None
 
     def record(self, chain: Chain) -> None:
         """Note how the adversary fared."""
@@ -370,70 +384,20 @@ def _train_mean_field(
             objectives, moved, training, seeds, progressbar=settings.progressbar, label=label
         )
     pairs = zip(objectives, results, strict=True)
-    return [Trained(one.guide, result, one.adversary) for one, result in pairs]  # type: ignore[arg-type]
+    return [Trained(one.guide, result, one.adversary) for one, result in pairs]
 
 
-@contextmanager
-def elsewhere(objectives: Sequence[Objective], data: Batch, device: torch.device) -> Iterator[Batch]:
-    """Move models, guides and rows to a device, and the former back to the CPU afterwards.
-
-    Parameters
-    ----------
-    objectives : sequence of Objective
-        Changed in place.
-    data : Batch
-        Their training rows.
-    device : torch.device
-        Where to.
-
-    Yields
-    ------
-    Batch
-        The rows there.
-    """
-    if device == data.device:
-        yield data
-        return
-    moved = data.to(device)
-    for objective in objectives:
-        objective.to(device, moved)
-    try:
-        yield moved
-    finally:
-        for objective in objectives:
-            objective.to(data.device, data)
-
-
-def checked_device(device: Any) -> torch.device:
-    """A device that tensors can be on; None: the CPU.
-
-    Parameters
-    ----------
-    device : str, torch.device or None
-        As the user gave it.
-
-    Returns
-    -------
-    torch.device
-
-    Raises
-    ------
-    ArgumentError
-        For names that PyTorch does not know, and devices that are not there.
-
-    Examples
-    --------
-    >>> checked_device("cpu")
-    device(type='cpu')
-    """
-    try:
-        found = torch.device("cpu" if device is None else device)
-        there = torch.zeros(1, device=found)
-        float(there)  # tensors on "meta" have no numbers
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-        known = ", ".join(["'cpu'", *(f"'cuda:{i}'" for i in range(torch.cuda.device_count()))])
-        raise ArgumentError(f"device={device!r} cannot be used here; there is {known}.") from error
-    return found
+def _train_marginally(
+    ingredients: Ingredients, settings: InferenceSettings, modules: Sequence[MixedEffectsModule]
+) -> list[Trained]:
+    """Networks by the marginal likelihood, one restart after another."""
+    trained = []
+    for number, module in enumerate(modules):
+        label = f"network {number + 1}/{len(modules)}"
+        found = train_marginally(module, ingredients.data, progressbar=settings.progressbar, label=label)
+        result = TrainingResult(found.trace, found.converged, found.trace.new_empty(len(found.trace), 0))
+        trained.append(Trained(None, result, None, found.theta))
+    return trained
 
 
 def mean_field_chain(
@@ -497,6 +461,7 @@ def _structured(
         seed=seed,
         draws=settings.draws,
         compile=settings.compile,
+        start=None if trained is None else trained.theta,
         progressbar=settings.progressbar,
         label=label,
     )

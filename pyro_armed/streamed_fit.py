@@ -8,6 +8,7 @@ import torch
 
 from pyro_armed.building import build_adversary, build_module
 from pyro_armed.design import StreamedDesign
+from pyro_armed.devices import elsewhere
 from pyro_armed.draws import draw_tables
 from pyro_armed.effect_tables import HELD, effect_numbers
 from pyro_armed.errors import ArgumentError
@@ -19,7 +20,6 @@ from pyro_armed.inference import (
     Ingredients,
     Trained,
     assembled,
-    elsewhere,
 )
 from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule
@@ -106,7 +106,7 @@ def infer_streamed(
                     label=label,
                     feed=feed,
                 )
-            one = Trained(objective.guide, result, objective.adversary)  # type: ignore[arg-type]
+            one = Trained(objective.guide, result, objective.adversary)
             fitted.append(chain_from(ingredients, settings, objective.module, seed, one))
     return assembled(ingredients, settings, fitted)
 
