@@ -1,4 +1,4 @@
-"""A million groups in memory: fit, some groups, predictions, file, posterior; processor time and peak memory after each.
+"""A million groups in memory: fit, some groups, predictions, file, posterior; time and peak memory of each.
 
 python tests/studies/many_groups.py --rows 2_000_000 --groups 1_000_000 --draws 500
 """
@@ -47,7 +47,8 @@ def main(options):
         said("save")
         again = pa.load(file).predict(x[:1000], groups={"g": codes[:1000]})["predictions"]["y"]
         said(
-            f"load a file of {file.stat().st_size / 1e9:.2f} GB; same predictions {bool((again == predicted).all())}"
+            f"load a file of {file.stat().st_size / 1e9:.2f} GB, "
+            f"same predictions: {bool((again == predicted).all())}"
         )
         if options.write:
             model.write_posterior(Path(folder) / options.write, progressbar=False)
