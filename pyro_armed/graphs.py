@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -241,17 +241,15 @@ def purified(graph: GraphModule) -> GraphModule:
 
 def _move_statistics(graph: GraphModule, norm: Node) -> None:
     """Let batch normalisation return its running mean and variance instead of writing into its arguments."""
-    momentum = norm.args[6]
+    momentum, eps = cast(tuple[float, float], norm.args[6:8])
     running = norm.args[3:5]
     norm.args = (*norm.args[:3], None, None, *norm.args[5:])
-
-    eps = norm.args[7]
 
     def moved(old: Tensor, rows: Tensor, mean: Tensor, inverse_sd: Tensor, which: int) -> Tensor:
         # From what the normalisation has found: `Tensor.var` takes longer than all of it.
         count = rows.numel() // max(1, mean.numel())
         variance = (inverse_sd.double() ** -2 - eps).clamp_min(0.0) * (count / max(1, count - 1))
-        return torch.lerp(old, (variance if which else mean).to(old.dtype), momentum)  # type: ignore[arg-type]
+        return torch.lerp(old, (variance if which else mean).to(old.dtype), momentum)
 
     with graph.graph.inserting_after(norm):
         found = [graph.graph.call_function(operator.getitem, (norm, place)) for place in (1, 2)]

@@ -114,8 +114,8 @@ class Objective:
     -----
     With neither auxiliary term ``total`` is the negative ELBO per row, to the last bit. The auxiliary terms
     see the network of the average group: with group effects within its layers that takes a second pass. For
-    that some of a minibatch's rows are enough, which are in random order, so that the gradient stays unbiased:
-    half of them for a fixed-effects loss, a quarter for an adversary alone.
+    that some of a minibatch's rows are enough: they are in random order, and the gradient stays unbiased. A
+    fixed-effects loss takes half of them, an adversary alone a quarter.
     """
 
     def __init__(

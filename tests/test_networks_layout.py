@@ -67,9 +67,9 @@ def test_layers_keep_the_layout_and_the_values(channels):
 
 def test_small_batches_are_left_alone():
     network = networks.CNN(channels=(4,), hidden=(5,)).build((8, 8), 1)
-    with networks.layer_outputs(network, ["layers.0"]) as seen:
-        with networks.channels_last(network, ["layers.0"]):
-            network(rows_of(8, 8, 8))
+    names = ["layers.0"]
+    with networks.layer_outputs(network, names) as seen, networks.channels_last(network, names):
+        network(rows_of(8, 8, 8))
     assert seen["layers.0"].is_contiguous()
 
 

@@ -37,8 +37,8 @@ class Adversary:
         Name or names of the network's layers, as in ``network.named_modules()``, whose outputs the classifier
         sees side by side, flattened to a row each; None is what goes into the network's last linear layer.
     grid
-        Images among these outputs are averaged over ``grid`` x ``grid`` parts; None keeps each position, which
-        for the blocks of a `CNN` is thousands of numbers.
+        Images among these outputs are averaged over ``grid`` x ``grid`` parts; None keeps each position,
+        which are thousands of numbers for the blocks of a `CNN`.
 
     Raises
     ------
