@@ -12,7 +12,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, cast
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from pyro_armed.graphs import Draw, direct, draws_outside, purified, simplified
+from pyro_armed.libraries import fingerprint, kept_library
 from pyro_armed.objective import Objective
 from pyro_armed.seeds import seeded, stream
 from pyro_armed.updates import State, Tensors, Update
@@ -38,7 +39,7 @@ __all__ = [
 
 COMPILE = ("auto", "inductor", "trace", "off")
 
-# Steps that repay the tracing (1 to 2 s) and Inductor's compiling (15 to 30 s, 3 s from its cache).
+# Steps that repay the tracing (1 to 2 s) and Inductor's compiling (15 to 30 s, none where it is kept).
 _TRACE_STEPS, _INDUCTOR_STEPS = 1_000, 20_000
 
 
@@ -107,6 +108,11 @@ class GradientGraph:
         self.draws = draws_outside(self.graph)
         self._changes = self._changed_buffers()
         simplified(self.graph)
+
+    @property
+    def names(self) -> list[list[str]]:
+        """Names of its arguments, and of the buffers that it changes."""
+        return [*self._names, self._changes]
 
     @property
     def elements(self) -> int:
@@ -218,8 +224,7 @@ class CompiledStep:
         lead = tuple(controls.shape[:-1])
         self._noise = [draw.like.new_empty(lead + draw.like.shape) for draw in gradient.draws]
         example = self._flat(state, rows, controls)
-        graph = _step_graph(lambda *tensors: [self._whole(*tensors)], example)
-        self._run = inductor_run(graph, example) if inductor else direct(graph)
+        self._run = self._by_inductor(example) if inductor else direct(self._traced(example))
 
     def seeded(self, seeds: Sequence[int]) -> Callable[[State, Tensor | None, Tensor], Tensor]:
         """The step as training takes it, its draws those of eager steps with these seeds.
@@ -248,6 +253,25 @@ class CompiledStep:
             return record
 
         return step
+
+    def _traced(self, example: Sequence[Tensor]) -> GraphModule:
+        return _step_graph(lambda *tensors: [self._whole(*tensors)], example)
+
+    def _by_inductor(self, example: Sequence[Tensor]) -> Callable[..., Any]:
+        """The step as a library that outlives the process, or where there can be none as Inductor's code."""
+        name = None
+        if all(tensor.device.type == "cpu" for tensor in example):
+            name = fingerprint(self.gradient.graph, example, self._facts())
+        if name is not None:
+            # An old compiler or an old PyTorch; what is wrong with the step itself shows below.
+            with suppress(Exception):
+                return kept_library(name, lambda: (self._traced(example), example))
+        return inductor_run(self._traced(example), example)
+
+    def _facts(self) -> list[object]:
+        """All that the step depends on besides the graph of the gradient and the shapes of its arguments."""
+        update = {name: value for name, value in vars(self.update).items() if name not in ("parts", "frame")}
+        return [update, self._state, list(self.source), self.gradient.names]
 
     def _flat(self, state: State, rows: Tensor | None, controls: Tensor) -> list[Tensor]:
         given = [*(state[name] for name in self._state), *self.source.values(), controls, *self._noise]

@@ -94,4 +94,7 @@ class _LogDeterminant(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (factor,) = ctx.saved_tensors
-        return gradient[..., None, None] * torch.cholesky_inverse(factor), None
+        # Matrices of one number are the most frequent, and slow to invert one by one.
+        single = factor.shape[-1] == 1
+        inverse = factor.square().reciprocal() if single else torch.cholesky_inverse(factor)
+        return gradient[..., None, None] * inverse, None

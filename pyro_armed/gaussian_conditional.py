@@ -6,6 +6,7 @@ are taken once: an evaluation costs as much as the groups, not as the rows. Exac
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class GaussianConditional(GroupGaussian):
         weight = torch.ones_like(offset) if batch.weights is None else batch.weights
         self.total_weight = weight.sum()
         self.squares = rows.mT @ (rows * weight.unsqueeze(-1))
-        slopes = {name: self._slopes(name) for name in self.groups}
+        slopes = {name: self.columns_of(name) for name in self.groups}
         weighted = {name: slope * weight.unsqueeze(-1) for name, slope in slopes.items()}
         self.products = [
             self._sum(g, weighted[n].unsqueeze(-1) * rows.unsqueeze(1)) for g, n in enumerate(self.groups)
@@ -114,6 +115,26 @@ class GaussianConditional(GroupGaussian):
         transforms = [self._transform(name, values) for name in self.groups]
         return GaussianProblem(values, contrast, values["sigma"].reshape(size).square(), transforms)
 
+    def given_residuals(self, square: Tensor, products: list[Tensor]) -> GaussianConditional:
+        """The conditional where what the rows leave of the predictor is known, and has no coefficients.
+
+        Parameters
+        ----------
+        square : Tensor, 0-dim
+            Weighted sum of the residuals' squares.
+        products : list of Tensor, shape (C_g, D_g)
+            Weighted sums over each group's rows of residual times column, for each grouping factor.
+
+        Returns
+        -------
+        GaussianConditional
+        """
+        other = copy.copy(self)
+        other._coefficients, other._reference = [], square.new_zeros(0)
+        other.squares = square.reshape(1, 1)
+        other.products = [product.unsqueeze(-1) for product in products]
+        return other
+
     def solve(self, problem: GaussianProblem, start: object = None, **_: object) -> Effects:
         """Mean and precision of z, exact."""
         precision = self._factorise(problem)
@@ -143,16 +164,19 @@ class GaussianConditional(GroupGaussian):
                 ).reshape(crossed.shape)
                 eliminated = cross.mT @ cross
             log_det = log_det + log_determinant(dense - eliminated, precision[2])
-        residual = torch.einsum("si,ij,sj->s", problem.contrast, self.squares, problem.contrast)
+        residual = self._residual_squares(problem)
         log_scale = self.total_weight * (math.log(2 * math.pi) + problem.variance.log())
         return -0.5 * (log_scale + residual / problem.variance - 2 * score + square + log_det)
 
     def evidence(self, problem: GaussianProblem) -> Tensor:
         """The log density log p(y | theta) of a model without group effects, shape (S,)."""
-        residual = torch.einsum("si,ij,sj->s", problem.contrast, self.squares, problem.contrast)
+        residual = self._residual_squares(problem)
         return -0.5 * (
             self.total_weight * (math.log(2 * math.pi) + problem.variance.log()) + residual / problem.variance
         )
+
+    def _residual_squares(self, problem: GaussianProblem) -> Tensor:
+        return ((problem.contrast @ self.squares) * problem.contrast).sum(-1)
 
     # --- sums of products --------------------------------------------------------------------------------
 
@@ -186,7 +210,7 @@ class GaussianConditional(GroupGaussian):
         centres = [prior.shift.expand(max(1, prior.raw.event_shape.numel())) for prior in priors]
         return torch.cat(centres) if centres else columns.new_zeros(0)
 
-    def _slopes(self, name: str) -> Tensor:
+    def columns_of(self, name: str) -> Tensor:
         """Columns that a factor's effects multiply, shape (N, D)."""
         parts = [self.module.slope_columns(block, self.batch, self.hidden) for block in self.blocks[name]]
         return torch.cat(parts, dim=-1)
@@ -219,7 +243,7 @@ class GaussianConditional(GroupGaussian):
     def _scores(self, problem: GaussianProblem) -> list[Tensor]:
         scores = []
         for products, transform in zip(self.products, problem.transforms, strict=True):
-            raw = torch.einsum("cdp,sp->scd", products, problem.contrast)
+            raw = (problem.contrast @ products.flatten(0, 1).mT).unflatten(1, products.shape[:2])
             scores.append((raw @ transform) / problem.variance[:, None, None])
         return scores
 

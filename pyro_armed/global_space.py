@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_armed.batch import Batch
-from pyro_armed.guides import LatentSite, latent_sites
+from pyro_armed.guides import LatentSite, is_real, latent_sites
 from pyro_armed.module import MixedEffectsModule
 
 __all__ = ["GlobalSpace"]
@@ -40,6 +40,8 @@ class GlobalSpace:
         Central prior values.
     scales, correlations : Tensor, shape (P,), bool
         Which values are log standard deviations of group effects, and which their correlations.
+    coefficients : Tensor, shape (P,), bool
+        Which values may be any number in the model itself, as coefficients may.
     """
 
     def __init__(self, module: MixedEffectsModule, batch: Batch):
@@ -50,6 +52,7 @@ class GlobalSpace:
         self.start = torch.cat([site.start.reshape(-1) for site in self.sites])
         factors = self._marked([site.name.endswith("_cholesky") for site in self.sites])
         self.correlations = factors
+        self.coefficients = self._marked([is_real(site.support) for site in self.sites])
         self.scales = self._marked(["|" in site.name for site in self.sites]) & ~factors
 
     def _marked(self, flags: list[bool]) -> Tensor:

@@ -20,7 +20,7 @@ from pyro_armed.local import LocalPyroModule
 from pyro_armed.module import OBSERVATIONS, MixedEffectsModule, group_plate
 from pyro_armed.seeds import seeded
 
-__all__ = ["LatentSite", "MeanFieldGuide", "latent_sites"]
+__all__ = ["LatentSite", "MeanFieldGuide", "is_real", "latent_sites"]
 
 _LARGE = 100_000
 
@@ -99,7 +99,7 @@ def latent_sites(module: MixedEffectsModule, batch: Batch) -> list[LatentSite]:
         shape = node["value"].shape
         if group in large:
             shape = torch.Size((sizes[group], *shape[1:]))
-            start = start.new_zeros((sizes[group], *start.shape[1:]))
+            start = start.new_zeros(()).expand(sizes[group], *start.shape[1:])
         sites.append(LatentSite(name, group, shape, start.shape, node["fn"].support, start))
     return sites
 
@@ -213,12 +213,13 @@ class MeanFieldGuide(LocalPyroModule):
     def _draw(site: LatentSite, location: Tensor, log_scale: Tensor) -> Tensor:
         base_event_dim = location.dim() - int(site.group is not None)
         normal = dist.Normal(location, log_scale.exp()).to_event(base_event_dim)
-        if _is_real(site.support):
+        if is_real(site.support):
             return pyro.sample(site.name, normal)
         return pyro.sample(site.name, dist.TransformedDistribution(normal, [biject_to(site.support)]))
 
 
-def _is_real(support: Constraint) -> bool:
+def is_real(support: Constraint) -> bool:
+    """Whether a variable may be any number."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support is torch.distributions.constraints.real

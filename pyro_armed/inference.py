@@ -14,12 +14,15 @@ from torch import Tensor
 from pyro_armed.adversary import Adversary
 from pyro_armed.batch import Batch
 from pyro_armed.building import NetworkPlan, build_adversary, build_module
-from pyro_armed.draws import draw_chain, without_row_axis
+from pyro_armed.devices import checked_device, elsewhere
+from pyro_armed.draws import draw_chain, draw_tables, without_row_axis
+from pyro_armed.effect_tables import HELD, effect_numbers
 from pyro_armed.errors import ArgumentError
 from pyro_armed.global_draws import draw_effects
 from pyro_armed.guides import MeanFieldGuide
 from pyro_armed.importance import pareto_smooth
 from pyro_armed.local import local_parameters
+from pyro_armed.marginal_training import can_train_marginally, train_marginally
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.objective import AdversaryHead, Objective
 from pyro_armed.posterior import Chain, Posterior
@@ -55,6 +58,8 @@ class InferenceSettings:
     learning_rate: float | None = None
     early_stopping: bool = True
     compile: str = "auto"
+    schedule: str = "plateau"
+    device: Any = None
     warmup: int = 500
     seed: int = 0
     progressbar: bool = True
@@ -65,6 +70,7 @@ class InferenceSettings:
         for name in ("restarts", "draws", "warmup"):
             object.__setattr__(self, name, _whole(name, getattr(self, name), 1))
         object.__setattr__(self, "seed", _whole("seed", self.seed, 0))
+        object.__setattr__(self, "device", checked_device(self.device))
         self.training(network=False)
 
     def training(self, network: bool) -> TrainingSettings:
@@ -75,7 +81,16 @@ class InferenceSettings:
             learning_rate=(0.01 if network else 0.02) if self.learning_rate is None else self.learning_rate,
             early_stopping=self.early_stopping,
             compile=self.compile,
+            schedule=self.schedule,
         )
+
+    def trains_marginally(self, ingredients: Ingredients) -> bool:
+        """Whether a network may be trained by the marginal likelihood, as far as the settings go."""
+        open_ = self.epochs is None and self.batch_size is None and self.learning_rate is None
+        plain = ingredients.adversary is None and not ingredients.fixed_effects_weight
+        unforced = self.early_stopping and self.schedule == "plateau" and self.compile == "auto"
+        here = self.guide == "structured" and self.device == torch.device("cpu")
+        return self.inference == "svi" and open_ and plain and unforced and here
 
     def chain_seed(self, restart: int) -> int:
         """Seed of one restart."""
@@ -201,7 +216,7 @@ def assembled(
         "guide": settings.guide,
         "seed": settings.seed,
         "restarts": len(fitted),
-        "early_stopping": settings.early_stopping,
+        "early_stopping": settings.training(network=False).watched,
         "network": ingredients.plan is not None,
         "elbo": best.elbo,
         "converged": all(one.converged for one in fitted),
@@ -304,7 +319,9 @@ def _restarts(ingredients: Ingredients, settings: InferenceSettings) -> list[Fit
         for seed in seeds
     ]
     trained: list[Trained] = []
-    if settings.guide == "mean_field" or ingredients.plan is not None:
+    if settings.trains_marginally(ingredients) and can_train_marginally(modules[0], ingredients.data):
+        trained = _train_marginally(ingredients, settings, modules)
+    elif settings.guide == "mean_field" or ingredients.plan is not None:
         label = "SVI" if settings.guide == "mean_field" else "network"
         trained = _train_mean_field(ingredients, settings, modules, seeds, label)
     if settings.guide == "mean_field":
@@ -320,21 +337,24 @@ def _restarts(ingredients: Ingredients, settings: InferenceSettings) -> list[Fit
 
 @dataclass(frozen=True)
 class Trained:
-    """A network and mean-field guide after training.
+    """A network after training.
 
     Attributes
     ----------
-    guide : MeanFieldGuide
-        The guide.
+    guide : MeanFieldGuide or None
+        The guide that it was trained with; None: the effects were integrated out.
     result : TrainingResult
         The course of training.
     head : AdversaryHead or None
         The adversary.
+    theta : Tensor, shape (P,), or None
+        Where training has left the global variables, unconstrained.
     """
 
-    guide: MeanFieldGuide
+    guide: Any
     result: TrainingResult
     head: AdversaryHead | None
+    theta: Tensor | None = None
 
     def record(self, chain: Chain) -> None:
         """Note how the adversary fared."""
@@ -359,9 +379,25 @@ def _train_mean_field(
         head = build_adversary(ingredients.adversary, module, data, seed)
         objectives.append(Objective(module, guide, head, ingredients.fixed_effects_weight))
     training = settings.training(ingredients.plan is not None)
-    results = train_restarts(objectives, data, training, seeds, progressbar=settings.progressbar, label=label)
+    with elsewhere(objectives, data, settings.device) as moved:
+        results = train_restarts(
+            objectives, moved, training, seeds, progressbar=settings.progressbar, label=label
+        )
     pairs = zip(objectives, results, strict=True)
-    return [Trained(one.guide, result, one.adversary) for one, result in pairs]  # type: ignore[arg-type]
+    return [Trained(one.guide, result, one.adversary) for one, result in pairs]
+
+
+def _train_marginally(
+    ingredients: Ingredients, settings: InferenceSettings, modules: Sequence[MixedEffectsModule]
+) -> list[Trained]:
+    """Networks by the marginal likelihood, one restart after another."""
+    trained = []
+    for number, module in enumerate(modules):
+        label = f"network {number + 1}/{len(modules)}"
+        found = train_marginally(module, ingredients.data, progressbar=settings.progressbar, label=label)
+        result = TrainingResult(found.trace, found.converged, found.trace.new_empty(len(found.trace), 0))
+        trained.append(Trained(None, result, None, found.theta))
+    return trained
 
 
 def mean_field_chain(
@@ -371,14 +407,14 @@ def mean_field_chain(
     seed: int,
     trained: Trained,
 ) -> FittedChain:
-    """Draws of a trained mean-field guide.
+    """Draws of a trained mean-field guide; those of effects up to 50 million numbers, see `Chain.tables`.
 
     Parameters
     ----------
     ingredients : Ingredients
         Model and data.
     settings : InferenceSettings
-        Number of draws.
+        Number of draws and restarts.
     module : MixedEffectsModule
         The restart's model.
     seed : int
@@ -391,8 +427,12 @@ def mean_field_chain(
     FittedChain
     """
     guide, result = trained.guide, trained.result
-    weighed = not module.spec.network_sites
-    chain = draw_chain(module, guide, ingredients.data, settings.draws, seed=seed, weights=weighed)
+    held = effect_numbers(guide) * settings.draws * settings.restarts <= HELD
+    weighed = held and not module.spec.network_sites
+    if held:
+        chain = draw_chain(module, guide, ingredients.data, settings.draws, seed=seed, weights=weighed)
+    else:
+        chain = draw_tables(module, guide, settings.draws, seed=seed)
     chain.trace = result.elbo
     chain.quality = {"converged": torch.tensor(float(result.converged))}
     khat = None
@@ -421,6 +461,7 @@ def _structured(
         seed=seed,
         draws=settings.draws,
         compile=settings.compile,
+        start=None if trained is None else trained.theta,
         progressbar=settings.progressbar,
         label=label,
     )

@@ -108,7 +108,12 @@ def defensive_proposal(
     standard deviation that reaches the tail.
     """
     bulk, wide = (0.65, 0.35) if not bool(scales.any()) else (0.6, 0.1)
-    components = [StudentComponent(bulk, 7.0, mean, factor), StudentComponent(wide, 3.0, mean, 2.5 * factor)]
+    # In many dimensions a t distribution of few degrees of freedom has little mass near its centre.
+    degrees = float(max(7, 2 * len(mean)))
+    components = [
+        StudentComponent(bulk, degrees, mean, factor),
+        StudentComponent(wide, 3.0, mean, 2.5 * factor),
+    ]
     if not bool(scales.any()):
         return Proposal(tuple(components))
     covariance = factor @ factor.mT
@@ -122,7 +127,7 @@ def defensive_proposal(
         left = mean - _SHIFT * spread * one
         components.append(StudentComponent(0.15 / len(doubtful), 5.0, left, loose))
     if not doubtful:
-        components[0] = StudentComponent(0.75, 7.0, mean, factor)
+        components[0] = StudentComponent(0.75, degrees, mean, factor)
     return Proposal(tuple(components))
 
 

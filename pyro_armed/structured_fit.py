@@ -17,9 +17,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from tqdm.auto import tqdm
@@ -32,16 +30,21 @@ from pyro_armed.global_draws import (
     marginal,
     quadrature_order,
 )
+from pyro_armed.minimise import curvature_scale, minimise
 from pyro_armed.seeds import generator_for
 from pyro_armed.structured import StructuredGuide
 from pyro_armed.structured_steps import MarginalGraph, marginal_graph
 
-__all__ = ["StructuredFit", "fit_structured", "svi_step"]
+__all__ = ["StructuredFit", "find_mode", "fit_structured", "negative_hessian", "svi_step"]
 
 _PARTICLES = 8
 _WINDOW = 25
 _FEWEST_STEPS = 4 * _WINDOW
 _FEW_ESTIMATES = 10
+# Iterations in units of one curvature, and rounds of them.
+_SHORT_ROUND, _LAST_ROUND, _ROUNDS = 10, 300, 4
+# Slope of the log density, by posterior sd, at which the search for the mode ends, and that of a mode.
+_FLAT, _NEAR = 1e-4, 0.1
 # Row-effects that may be evaluated in SVI steps.
 _STEP_BUDGET = 20_000_000
 # Weights vouch for the Gaussian of the Hessian up to this k-hat, and with this share of the draws.
@@ -76,6 +79,7 @@ def fit_structured(
     draws: int | None = None,
     max_steps: int = 300,
     compile: str = "auto",
+    start: Tensor | None = None,
     progressbar: bool = True,
     label: str = "SVI",
 ) -> StructuredFit:
@@ -94,6 +98,8 @@ def fit_structured(
         Most SVI steps.
     compile : {"auto", "inductor", "trace", "off"}
         How SVI steps are run; "auto": eagerly, since there are too few to repay tracing.
+    start : Tensor, shape (P,), optional
+        Where the search for the mode begins; None: at random.
     progressbar : bool
         Whether to show progress.
     label : str
@@ -106,15 +112,15 @@ def fit_structured(
     generator = generator_for(seed, "guide")
     with tqdm(total=max_steps, desc=label, disable=not progressbar, leave=False, mininterval=0.5) as bar:
         bar.set_postfix_str("mode", refresh=False)
-        mode, found = _mode(guide, generator)
+        mode, found = _mode(guide, generator) if start is None else find_mode(guide, start)
         few = affordable(guide, _STEP_BUDGET) // _PARTICLES < _FEWEST_STEPS
         # Steps up Laplace's approximation would lead away from where the integral is.
         few = few or guide.inner is not None
         # What nothing corrects later must be right: from few binary rows Laplace's variances are too small.
         order = quadrature_order(guide) if few else 1
         if order > 1:
-            mode, found = _climb(guide, mode, order)
-        guide.set_gaussian(mode, _inverse_root(_hessian(guide, mode, order)))
+            mode, found = find_mode(guide, mode, order)
+        guide.set_gaussian(mode, _inverse_root(negative_hessian(guide, mode, order), _prior_units(guide)))
         guide.remember_slopes()
         bar.set_postfix_str("weights", refresh=False)
         drawn = None if draws is None else correct_globals(guide, draws, seed=seed)
@@ -138,33 +144,73 @@ def _mode(guide: StructuredGuide, generator: torch.Generator) -> tuple[Tensor, b
     """The mode of log p(y, theta) from a random start."""
     start = guide.space.start
     begin = start + 0.3 * torch.randn(start.shape, generator=generator, dtype=start.dtype)
-    return _climb(guide, begin, 1)
+    return find_mode(guide, begin, 1)
 
 
-def _climb(guide: StructuredGuide, begin: Tensor, order: int) -> tuple[Tensor, bool]:
-    """The mode that L-BFGS reaches, and whether it says so."""
+def find_mode(
+    guide: StructuredGuide, begin: Tensor, order: int = 1, slope: float = _FLAT
+) -> tuple[Tensor, bool]:
+    """The mode of log p(y, theta) that L-BFGS reaches.
 
-    def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
-        theta = torch.as_tensor(x, dtype=begin.dtype).requires_grad_()
-        try:
-            value = -marginal(guide, theta.unsqueeze(0), order)[0]
-        except LinAlgError:
-            return 1e15, np.zeros_like(x)
-        if not bool(torch.isfinite(value)):
-            return 1e15, np.zeros_like(x)
+    In units of the curvature where the search is, taken anew a few times on the way: coefficients and
+    standard deviations differ in scale by orders of magnitude.
+
+    Parameters
+    ----------
+    guide : StructuredGuide
+        Keeps the effects' mode there.
+    begin : Tensor, shape (P,)
+        Where to start.
+    order : int
+        See `marginal`.
+    slope : float
+        Largest slope of the log density, by posterior sd, at which the search ends.
+
+    Returns
+    -------
+    mode : Tensor, shape (P,)
+    found : bool
+        Whether it is one.
+    """
+
+    def height(theta: Tensor) -> tuple[float, Tensor]:
+        theta = theta.clone().requires_grad_()
+        value = -marginal(guide, theta.unsqueeze(0), order)[0]
         (gradient,) = torch.autograd.grad(value, theta)
-        return float(value.detach()), gradient.double().nan_to_num(0.0).numpy()
+        return float(value.detach()), gradient
 
-    result = minimize(
-        objective, begin.double().numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 500}
-    )
-    mode = torch.as_tensor(result.x, dtype=begin.dtype)
-    guide.remember_mode(mode)
-    return mode, bool(result.success and np.isfinite(result.fun))
+    mode = begin
+    for number in range(_ROUNDS):
+        scale = curvature_scale(_safe_hessian(guide, mode, order))
+
+        def scaled(z: Tensor, center: Tensor = mode, scale: Tensor = scale) -> tuple[float, Tensor]:
+            value, gradient = height(center + scale @ z)
+            return value, scale.mT @ gradient
+
+        last = number == _ROUNDS - 1
+        found = minimise(
+            scaled,
+            torch.zeros_like(mode),
+            iterations=_LAST_ROUND if last else _SHORT_ROUND,
+            slope=slope,
+            gain=1e-9,
+        )
+        mode = mode + scale @ found.x
+        guide.remember_mode(mode)
+        if found.settled and found.slope <= max(slope, _NEAR):
+            return mode, True
+    return mode, False
 
 
-def _hessian(guide: StructuredGuide, mode: Tensor, order: int = 1, step: float = 1e-3) -> Tensor:
-    """Negative Hessian of log p(y, theta) by central differences of its gradient."""
+def _safe_hessian(guide: StructuredGuide, mode: Tensor, order: int) -> Tensor:
+    try:
+        return negative_hessian(guide, mode, order)
+    except LinAlgError:
+        return torch.eye(len(mode), dtype=mode.dtype)
+
+
+def negative_hessian(guide: StructuredGuide, mode: Tensor, order: int = 1, step: float = 1e-3) -> Tensor:
+    """Negative Hessian of log p(y, theta) at theta (P,) by central differences of its gradient, (P, P)."""
     size = len(mode)
     shifts = step * torch.eye(size, dtype=mode.dtype)
     points = torch.cat([mode + shifts, mode - shifts])
@@ -178,11 +224,37 @@ def _hessian(guide: StructuredGuide, mode: Tensor, order: int = 1, step: float =
     return 0.5 * (hessian + hessian.mT)
 
 
-def _inverse_root(hessian: Tensor) -> Tensor:
-    """Lower triangular factor of the inverse, directions without curvature bounded by a unit variance."""
-    values, vectors = torch.linalg.eigh(hessian.nan_to_num(0.0))
+def _inverse_root(hessian: Tensor, units: Tensor | None = None) -> Tensor:
+    """Lower triangular factor of the inverse, directions without curvature bounded by twice a variance.
+
+    Parameters
+    ----------
+    hessian : Tensor, shape (P, P)
+        Of the negative log density.
+    units : Tensor, shape (P,), optional
+        Standard deviations in units of which a direction counts as flat; None: ones.
+    """
+    units = torch.ones_like(hessian[0]) if units is None else units
+    values, vectors = torch.linalg.eigh(units[:, None] * hessian.nan_to_num(0.0) * units)
+    vectors = units[:, None] * vectors
     covariance = (vectors / values.clamp_min(0.5)) @ vectors.mT
     return torch.linalg.cholesky(covariance)
+
+
+@torch.no_grad()
+def _prior_units(guide: StructuredGuide, step: float = 1e-2) -> Tensor:
+    """Prior standard deviations of coefficients, from the curvature of their log prior; 1 for the rest, (P,).
+
+    A coefficient of which the data say nothing has its prior's variance, which may be far from one.
+    """
+    space = guide.space
+    shifts = step * torch.eye(space.size, dtype=space.start.dtype)
+    points = torch.cat([space.start.unsqueeze(0), space.start + shifts, space.start - shifts])
+    _, log_prior = space.evaluate(points)
+    up, down = log_prior[1:].split(space.size)
+    curvature = (2 * log_prior[0] - up - down) / step**2
+    known = space.coefficients & (curvature > 1e-3)
+    return torch.where(known, curvature.clamp_min(1e-3).rsqrt(), torch.ones_like(curvature))
 
 
 def _refine(

@@ -16,7 +16,9 @@ PACKAGE = ROOT / "pyro_armed"
 # Top to bottom: a module imports only from those above it. A new module gets its place here.
 LAYERS = [
     "errors",
+    "integers",
     "seeds",
+    "minimise",
     "simulate",
     "datasets",
     "families",
@@ -43,7 +45,9 @@ LAYERS = [
     "module",
     "guides",
     "objective",
+    "devices",
     "graphs",
+    "libraries",
     "updates",
     "compiled",
     "steps",
@@ -62,6 +66,7 @@ LAYERS = [
     "global_draws",
     "structured_steps",
     "structured_fit",
+    "marginal_training",
     "effect_tables",
     "posterior",
     "partial_conditional",

@@ -22,7 +22,7 @@ def test_mode_and_hessian():
     theta = mode.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(marginal(guide, theta.unsqueeze(0))[0], theta)
     assert float(gradient.abs().max()) < 1e-2
-    hessian = structured_fit._hessian(guide, mode)
+    hessian = structured_fit.negative_hessian(guide, mode)
     numeric = torch.zeros_like(hessian)
     steps = 0.01 * torch.eye(len(mode), dtype=F64)
     for i, a in enumerate(steps):
@@ -98,7 +98,7 @@ def test_expensive_fits_keep_the_gaussian_of_the_hessian(monkeypatch):
     assert result.converged
     assert len(result.elbo) == 10
     mean, factor = guide.mean_and_factor()
-    expected = torch.linalg.inv(structured_fit._hessian(guide, mean.detach()))
+    expected = torch.linalg.inv(structured_fit.negative_hessian(guide, mean.detach()))
     torch.testing.assert_close(factor @ factor.mT, expected, rtol=1e-3, atol=1e-6)
     assert result.elbo.std() < 1.0
 
