@@ -321,6 +321,8 @@ class ARMED(FittedModel):
         batch_size: int | None = None,
         learning_rate: float | None = None,
         early_stopping: bool = True,
+        schedule: str = "plateau",
+        device: Any = None,
         compile: str = "auto",
         warmup: int = 500,
         log_likelihood: bool | str = "auto",
@@ -347,6 +349,13 @@ class ARMED(FittedModel):
             Adam's first learning rate; None: 0.02, with a network 0.01.
         early_stopping : bool
             Whether to stop when the smoothed ELBO stops rising.
+        schedule : {"plateau", "cosine"}
+            How the learning rate falls: to a third wherever the ELBO stops rising (with early stopping; it
+            stays as it is without); or to zero along half a cosine over all of the ``epochs``, which are then
+            not cut short. An adversary and its network come to rest only where the rate goes to zero.
+        device : str or torch.device, optional
+            Where networks and mean-field guides are trained, such as ``"cuda"``; None: on the CPU. Everything
+            else, the structured guide and NUTS included, is done on the CPU, and there the fitted model is.
         compile : {"auto", "inductor", "trace", "off"}
             How the steps of SVI are run: as a graph through Inductor, which needs a C++ compiler and takes
             half a minute at first; as a graph of PyTorch's operators; or eagerly. "auto" goes by the number
@@ -400,6 +409,8 @@ class ARMED(FittedModel):
             batch_size=batch_size,
             learning_rate=learning_rate,
             early_stopping=early_stopping,
+            schedule=schedule,
+            device=device,
             compile=compile,
             warmup=warmup,
             seed=seed,
@@ -426,7 +437,7 @@ class ARMED(FittedModel):
         posterior = result.posterior
         if self._sample is not None:
             posterior.attributes["sampled_rows"] = rows.batch.size
-        shown, rows = self._shown(posterior, rows)
+        shown, rows = self._shown(posterior, rows, seed)
         idata = build_idata(
             shown,
             rows.batch,

@@ -12,12 +12,14 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_armed.batch import Batch
+from pyro_armed.effect_tables import EffectTables
+from pyro_armed.guides import MeanFieldGuide
 from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.posterior import Chain
 from pyro_armed.seeds import seeded, stream
 
-__all__ = ["DRAWS", "draw_chain", "without_row_axis"]
+__all__ = ["DRAWS", "draw_chain", "draw_tables", "without_row_axis"]
 
 DRAWS = "__draws__"
 _ELEMENTS = 20_000_000
@@ -74,6 +76,34 @@ def draw_chain(
             parts.append(without_row_axis(module, values))
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Chain(module, joined, {"log_weight": torch.cat(log_weights)} if weights else {})
+
+
+@torch.no_grad()
+def draw_tables(module: MixedEffectsModule, guide: MeanFieldGuide, draws: int, *, seed: int) -> Chain:
+    """Draws of everything but the groups' effects, whose tables stand for theirs.
+
+    Parameters
+    ----------
+    module : MixedEffectsModule
+        The model.
+    guide : MeanFieldGuide
+        The guide.
+    draws : int
+        Number of draws S.
+    seed : int
+        Seed; the global random state is put back.
+
+    Returns
+    -------
+    Chain
+        Without weights, which would need the effects of all groups.
+    """
+    module.eval()
+    own = guide.restricted([site.name for site in guide.sites if site.group is None])
+    with seeded(stream(seed, "posterior")), local_parameters(), pyro.plate(DRAWS, draws, dim=-2):
+        trace = poutine.trace(own).get_trace()
+        values = poutine.replay(module.sample_globals, trace=trace)()
+    return Chain(module, without_row_axis(module, values), tables=EffectTables.of(guide, draws, seed))
 
 
 def log_density(trace: Trace, size: int) -> Tensor:

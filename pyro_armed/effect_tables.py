@@ -17,7 +17,19 @@ from pyro_armed.seeds import stream
 if TYPE_CHECKING:
     from pyro_armed.module import MixedEffectsModule
 
-__all__ = ["EffectTables"]
+__all__ = ["HELD", "EffectTables", "effect_numbers"]
+
+# Draws of effects that are held in memory, over all chains.
+HELD = 50_000_000
+
+
+def effect_numbers(guide: MeanFieldGuide) -> int:
+    """Numbers in one draw of the effects of all groups."""
+    return sum(
+        location.numel()
+        for site, location in zip(guide.sites, guide.locations, strict=True)
+        if site.group is not None
+    )
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ class FittedModel(ManyGroups):
         >>> [str(mode) for mode in predicted["new_groups"].values[[0, -1]]]
         ['adapt', 'marginal']
         """
-        model = self._holding(data, support, calibration)
+        model = self._holding(data, groups, support, calibration)
         posterior = model._fitted()
         encoded = model._encode(data, groups, offset=offset, trials=trials, unseen_levels=unseen_levels)
         mode = model._mode(new_groups, support)
@@ -239,7 +239,7 @@ class FittedModel(ManyGroups):
         pandas.DataFrame
             Columns ``metric``, ``value``, ``se``. See `pyro_armed.evaluation.evaluate`.
         """
-        model = self._holding(data, support)
+        model = self._holding(data, groups, support)
         posterior = model._fitted()
         beside = {"weights": weights, "offset": offset, "trials": trials}
         encoded = model._encode(data, groups, y, response=True, unseen_levels=unseen_levels, **beside)

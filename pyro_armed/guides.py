@@ -99,7 +99,7 @@ def latent_sites(module: MixedEffectsModule, batch: Batch) -> list[LatentSite]:
         shape = node["value"].shape
         if group in large:
             shape = torch.Size((sizes[group], *shape[1:]))
-            start = start.new_zeros((sizes[group], *start.shape[1:]))
+            start = start.new_zeros(()).expand(sizes[group], *start.shape[1:])
         sites.append(LatentSite(name, group, shape, start.shape, node["fn"].support, start))
     return sites
 

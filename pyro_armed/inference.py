@@ -14,7 +14,9 @@ from torch import Tensor
 from pyro_armed.adversary import Adversary
 from pyro_armed.batch import Batch
 from pyro_armed.building import NetworkPlan, build_adversary, build_module
-from pyro_armed.draws import draw_chain, without_row_axis
+from pyro_armed.devices import checked_device, elsewhere
+from pyro_armed.draws import draw_chain, draw_tables, without_row_axis
+from pyro_armed.effect_tables import HELD, effect_numbers
 from pyro_armed.errors import ArgumentError
 from pyro_armed.global_draws import draw_effects
 from pyro_armed.guides import MeanFieldGuide
@@ -56,6 +58,8 @@ class InferenceSettings:
     learning_rate: float | None = None
     early_stopping: bool = True
     compile: str = "auto"
+    schedule: str = "plateau"
+    device: Any = None
     warmup: int = 500
     seed: int = 0
     progressbar: bool = True
@@ -66,6 +70,7 @@ class InferenceSettings:
         for name in ("restarts", "draws", "warmup"):
             object.__setattr__(self, name, _whole(name, getattr(self, name), 1))
         object.__setattr__(self, "seed", _whole("seed", self.seed, 0))
+        object.__setattr__(self, "device", checked_device(self.device))
         self.training(network=False)
 
     def training(self, network: bool) -> TrainingSettings:
@@ -76,14 +81,16 @@ class InferenceSettings:
             learning_rate=(0.01 if network else 0.02) if self.learning_rate is None else self.learning_rate,
             early_stopping=self.early_stopping,
             compile=self.compile,
+            schedule=self.schedule,
         )
 
     def trains_marginally(self, ingredients: Ingredients) -> bool:
         """Whether a network may be trained by the marginal likelihood, as far as the settings go."""
         open_ = self.epochs is None and self.batch_size is None and self.learning_rate is None
         plain = ingredients.adversary is None and not ingredients.fixed_effects_weight
-        unforced = self.early_stopping and self.compile == "auto" and self.guide == "structured"
-        return self.inference == "svi" and open_ and plain and unforced
+        unforced = self.early_stopping and self.schedule == "plateau" and self.compile == "auto"
+        here = self.guide == "structured" and self.device == torch.device("cpu")
+        return self.inference == "svi" and open_ and plain and unforced and here
 
     def chain_seed(self, restart: int) -> int:
         """Seed of one restart."""
@@ -209,7 +216,7 @@ def assembled(
         "guide": settings.guide,
         "seed": settings.seed,
         "restarts": len(fitted),
-        "early_stopping": settings.early_stopping,
+        "early_stopping": settings.training(network=False).watched,
         "network": ingredients.plan is not None,
         "elbo": best.elbo,
         "converged": all(one.converged for one in fitted),
@@ -372,9 +379,12 @@ def _train_mean_field(
         head = build_adversary(ingredients.adversary, module, data, seed)
         objectives.append(Objective(module, guide, head, ingredients.fixed_effects_weight))
     training = settings.training(ingredients.plan is not None)
-    results = train_restarts(objectives, data, training, seeds, progressbar=settings.progressbar, label=label)
+    with elsewhere(objectives, data, settings.device) as moved:
+        results = train_restarts(
+            objectives, moved, training, seeds, progressbar=settings.progressbar, label=label
+        )
     pairs = zip(objectives, results, strict=True)
-    return [Trained(one.guide, result, one.adversary) for one, result in pairs]  # type: ignore[arg-type]
+    return [Trained(one.guide, result, one.adversary) for one, result in pairs]
 
 
 def _train_marginally(
@@ -397,14 +407,14 @@ def mean_field_chain(
     seed: int,
     trained: Trained,
 ) -> FittedChain:
-    """Draws of a trained mean-field guide.
+    """Draws of a trained mean-field guide; those of effects up to 50 million numbers, see `Chain.tables`.
 
     Parameters
     ----------
     ingredients : Ingredients
         Model and data.
     settings : InferenceSettings
-        Number of draws.
+        Number of draws and restarts.
     module : MixedEffectsModule
         The restart's model.
     seed : int
@@ -417,8 +427,12 @@ def mean_field_chain(
     FittedChain
     """
     guide, result = trained.guide, trained.result
-    weighed = not module.spec.network_sites
-    chain = draw_chain(module, guide, ingredients.data, settings.draws, seed=seed, weights=weighed)
+    held = effect_numbers(guide) * settings.draws * settings.restarts <= HELD
+    weighed = held and not module.spec.network_sites
+    if held:
+        chain = draw_chain(module, guide, ingredients.data, settings.draws, seed=seed, weights=weighed)
+    else:
+        chain = draw_tables(module, guide, settings.draws, seed=seed)
     chain.trace = result.elbo
     chain.quality = {"converged": torch.tensor(float(result.converged))}
     khat = None

@@ -23,6 +23,7 @@ from pyro_armed.batch import Batch
 from pyro_armed.distributed import Shard, Task
 from pyro_armed.distributed._checkpoints import restore_checkpoint, write_checkpoint
 from pyro_armed.distributed._fit import is_lost
+from pyro_armed.distributed._shards import rows_per_step
 from pyro_armed.distributed._task import WINDOW, mean_records
 from pyro_armed.errors import MissingDependencyError
 
@@ -96,6 +97,12 @@ class ARMEDModule(lightning.LightningModule):
         self._converged = False
         self._processes = 1
 
+    def setup(self, stage: str) -> None:
+        """Learn how many rows a minibatch has, before the strategy wraps this module."""
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and isinstance(data, ARMEDDataModule):
+            self.task.spare(rows_per_step(data.model, data.batch_size, self.trainer.world_size))
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam as in `ARMED.fit`."""
         return self.task.optimizer()
@@ -114,7 +121,8 @@ class ARMEDModule(lightning.LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the averaged gradient."""
+        """Average the gradients of many groups' effects, and clip the whole."""
+        self.task.collect()
         self.task.clip()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -163,7 +171,7 @@ class ARMEDModule(lightning.LightningModule):
         checkpoint : path-like
             The file. Adam's moments start anew.
         """
-        restore_checkpoint(self.task, self.task.optimizer(), checkpoint)
+        restore_checkpoint(self.task, None, checkpoint)
         self._averaged = len(self.task.records)
 
     def finish(self, *, draws: int = 500) -> Any:

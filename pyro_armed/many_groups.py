@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -13,13 +14,14 @@ import torch
 
 from pyro_armed.arrays import ArrayDesign
 from pyro_armed.batch import Batch
-from pyro_armed.design import Encoded, FormulaDesign
+from pyro_armed.design import SAMPLE, Encoded, FormulaDesign
 from pyro_armed.errors import ArgumentError, NotFittedError, UnseenGroupError
 from pyro_armed.export import build_idata, write_posterior
 from pyro_armed.groups import GroupIndex, group_labels
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.new_rows import encode_rows
 from pyro_armed.posterior import Posterior
+from pyro_armed.seeds import generator_for
 from pyro_armed.some_groups import posterior_of, recoded
 from pyro_armed.spec import ModelSpec
 
@@ -38,8 +40,8 @@ class ManyGroups:
     def of_groups(self, groups: Mapping[str, Any]) -> Self:
         """The fitted model of some of the groups.
 
-        After a fit to rows in Parquet with very many groups the draws of their effects are not held: they are
-        made when they are needed, and are the same each time.
+        After a fit with the mean-field guide and very many groups the draws of their effects are not held:
+        they are made when they are needed, and are the same each time.
 
         Parameters
         ----------
@@ -57,7 +59,7 @@ class ManyGroups:
         UnseenGroupError
             For labels that training did not have.
         ArgumentError
-            For names that are no grouping factors, models from arrays, and too many groups.
+            For names that are no grouping factors, and too many groups.
         NotFittedError
             Before `fit`.
 
@@ -71,7 +73,7 @@ class ManyGroups:
         >>> dict(some.idata["posterior"]["1|group"].sizes)
         {'chain': 1, 'draw': 10, 'group__factor_dim': 2}
         """
-        posterior, design = self._any_posterior(), self._formula_design("of_groups()")
+        posterior, design = self._any_posterior(), self._design
         known = {group.name for group in self.spec.groups}
         codes: dict[str, torch.Tensor] = {}
         for name, labels in groups.items():
@@ -100,16 +102,17 @@ class ManyGroups:
     def write_posterior(
         self, path: str | os.PathLike[str], *, dtype: str = "float32", progressbar: bool = True
     ) -> None:
-        """Write the posterior draws to a netCDF file, the effects of some groups at a time.
+        """Write the posterior draws to a netCDF file or a Zarr folder, the effects of some groups at a time.
 
         For very many groups, whose draws do not fit into memory; other models have `idata.to_netcdf`. Open
         the file with ``xarray.open_dataset(path, group="posterior")``, which reads what is asked for, or
-        whole with `arviz.from_netcdf`.
+        whole with `arviz.from_netcdf`; a Zarr folder with ``xarray.open_zarr(path, group="posterior")``.
 
         Parameters
         ----------
         path : path-like
-            Where to. A file that stands there is replaced once the new one is complete.
+            Where to: Zarr where the name ends in ``.zarr`` (extra ``zarr``), else netCDF. What stands there
+            is replaced once the new one is complete.
         dtype : {"float32", "float64"}
             Precision in the file.
         progressbar : bool
@@ -121,6 +124,8 @@ class ManyGroups:
             For another precision.
         FileNotFoundError
             Where the folder does not exist.
+        MissingDependencyError
+            For Zarr without its package.
         NotFittedError
             Before `fit`.
 
@@ -155,23 +160,47 @@ class ManyGroups:
             )
         return posterior
 
-    def _holding(self, *frames: Any) -> Self:
-        """The model itself, or that of the groups in some data frames, whose draws fit into memory."""
+    def _holding(self, *parts: Any) -> Self:
+        """The model itself, or that of the groups in some rows, whose draws fit into memory.
+
+        Parts are data frames; for a model from arrays group labels, or supports with such.
+        """
         posterior = self._any_posterior()
         if posterior.is_held:
             return self
-        design = self._formula_design("predict()")
         found: dict[str, list[torch.Tensor]] = {group.name: [] for group in self.spec.groups}
-        for frame in frames:
-            if isinstance(frame, pd.DataFrame):
-                encoded = encode_rows(design, frame, unseen_levels="baseline").batch.codes
-                for name, own in encoded.items():
-                    found[name].append(own[own < self.spec.group(name).size])
-        codes = {name: torch.cat(parts).unique() for name, parts in found.items() if parts}
-        return self._with_groups(posterior, design, codes)
+        for part in parts:
+            for name, own in self._codes(part).items():
+                found[name].append(own[(own >= 0) & (own < self.spec.group(name).size)])
+        codes = {name: torch.cat(own).unique() for name, own in found.items() if own}
+        return self._with_groups(posterior, self._design, codes)
+
+    def _codes(self, part: Any) -> dict[str, torch.Tensor]:
+        """Codes of the groups in some rows; what cannot be read is left to those who use it."""
+        if isinstance(self._design, FormulaDesign):
+            if not isinstance(part, pd.DataFrame):
+                return {}
+            return encode_rows(self._design, part, unseen_levels="baseline").batch.codes
+        if isinstance(part, tuple) and len(part) == 3:
+            part = part[2]
+        if isinstance(part, Mapping) and isinstance(part.get("groups"), Mapping):
+            part = part["groups"]
+        if isinstance(part, pd.DataFrame):
+            part = {str(name): part.iloc[:, i] for i, name in enumerate(part.columns)}
+        if not isinstance(part, Mapping):
+            return {}
+        known = {group.name for group in self.spec.groups}
+        return {
+            name: torch.as_tensor(self._design.group_index(name).encode(group_labels(labels, name)))
+            for name, labels in part.items()
+            if name in known
+        }
 
     def _with_groups(
-        self, posterior: Posterior, design: FormulaDesign, codes: Mapping[str, torch.Tensor]
+        self,
+        posterior: Posterior,
+        design: FormulaDesign | ArrayDesign,
+        codes: Mapping[str, torch.Tensor],
     ) -> Self:
         some = copy.copy(self)
         some._posterior = posterior_of(posterior, codes)
@@ -186,18 +215,19 @@ class ManyGroups:
         )
         return some
 
-    def _shown(self, posterior: Posterior, rows: Encoded) -> tuple[Posterior, Encoded]:
+    def _shown(self, posterior: Posterior, rows: Encoded, seed: int) -> tuple[Posterior, Encoded]:
         """The posterior of all groups, or of those of a sample of rows, which are recoded to it."""
         if posterior.is_held:
             return posterior, rows
+        if rows.batch.size > SAMPLE:
+            order = torch.randperm(rows.batch.size, generator=generator_for(seed, "shown rows"))
+            chosen = order[:SAMPLE].sort().values
+            sample = replace(rows.batch.select(chosen), rows=None)
+            rows = replace(rows, batch=sample, index=rows.index[chosen.numpy()])
+            posterior.attributes["sampled_rows"] = SAMPLE
         codes = {name: found.unique() for name, found in rows.batch.codes.items()}
         some = posterior_of(posterior, codes)
         shown = Encoded(recoded(rows.batch, self.spec, codes), rows.new_groups, rows.index)
         sizes = ", ".join(f"{g.name}: {len(codes[g.name])} of {g.size}" for g in self.spec.groups)
         some.attributes["shown_groups"] = sizes
         return some, shown
-
-    def _formula_design(self, what: str) -> FormulaDesign:
-        if not isinstance(self._design, FormulaDesign):
-            raise ArgumentError(f"{what} of some groups is for models from formulas.")
-        return self._design

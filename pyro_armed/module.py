@@ -96,6 +96,7 @@ class MixedEffectsModule(LocalPyroModule):
         self.output_layer = output_layer
         self.data = data
         self._still = () if network is None else networks.still_parts(network)
+        self._images = () if network is None else networks.image_layers(network, _example(network, data))
 
     def train(self, mode: bool = True) -> MixedEffectsModule:
         """Training or evaluation mode; frozen parts of the network stay in the latter."""
@@ -363,7 +364,9 @@ class MixedEffectsModule(LocalPyroModule):
                 if passes[0].reconstruction is None
                 else torch.stack([one.reconstruction for one in passes if one.reconstruction is not None]),
             )
-        features, output, rebuilt = run_rows(self.network, self.spec, batch, values, self.output_layer)
+        features, output, rebuilt = run_rows(
+            self.network, self.spec, batch, values, self.output_layer, self._images
+        )
         # Everything but the network itself is in the precision of the priors.
         return Pass(features.to(self.priors.dtype), output.to(self.priors.dtype), rebuilt)
 
@@ -537,6 +540,12 @@ class MixedEffectsModule(LocalPyroModule):
     def _zeros(self, batch: Batch, outputs: int) -> Tensor:
         shape = (batch.size, self.spec.n_predictors) if outputs else (batch.size,)
         return torch.zeros(shape, dtype=self.priors.dtype, device=self.priors.device)
+
+
+def _example(network: nn.Module, data: Batch | None) -> Tensor | None:
+    if data is None or data.inputs is None:
+        return None
+    return network_inputs(network, data.select(torch.arange(min(4, data.size), device=data.device)))
 
 
 def group_plate(group: str) -> str:

@@ -12,14 +12,14 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, kl_divergence
 
-from pyro_armed.adversary import Adversary, adversary_loss, label_columns
+from pyro_armed.adversary import Adversary, adversary_loss, group_dependence, label_columns
 from pyro_armed.batch import Batch
 from pyro_armed.module import Hidden, MixedEffectsModule
 from pyro_armed.networks import Pass, flattened, layer_outputs, still_statistics
 from pyro_armed.passes import input_distribution, network_inputs
 from pyro_armed.seeds import seeded
 
-# Rows of a minibatch that are worth a second pass for the auxiliary terms: half, but not fewer than these.
+# Rows of a minibatch that are worth a second pass for the auxiliary terms: a share, but not fewer than these.
 _FEWEST = 16
 
 __all__ = ["AdversaryHead", "LossParts", "Objective", "negative_elbo"]
@@ -34,7 +34,7 @@ class LossParts:
     elbo : Tensor
         The *negative* ELBO divided by N: the only part that belongs to the probability model.
     adversary : Tensor
-        The adversary's cross-entropy, whose gradient to the network is reversed.
+        The adversary's cross-entropy, whose gradient to the network is reversed, and what its kernel adds.
     fixed_effects : Tensor
         Weighted loss of the prediction without group effects.
     total : Tensor
@@ -68,6 +68,8 @@ class AdversaryHead:
         Classes of the response, if it is a class.
     chance : tuple of float
         For each grouping factor the accuracy of knowing no features; see `adversary.chance_accuracy`.
+    shares : tuple of Tensor
+        Where there is a kernel, `adversary.group_shares` of each grouping factor.
     """
 
     settings: Adversary
@@ -76,6 +78,7 @@ class AdversaryHead:
     conditional: bool
     levels: int | None
     chance: tuple[float, ...] = ()
+    shares: tuple[Tensor, ...] = ()
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -83,7 +86,7 @@ class AdversaryHead:
         return tuple(self.settings.layers or ())
 
     def loss(self, batch: Batch, features: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy, averaged over the grouping factors; accuracy for each, shape (G,)."""
+        """Cross-entropy and dependence, averaged over the grouping factors; accuracy of each, shape (G,)."""
         features = features.to(next(self.classifiers.parameters()).dtype)
         labels = None
         if self.conditional and batch.response is not None:
@@ -93,7 +96,15 @@ class AdversaryHead:
             adversary_loss(classifier, features, batch.codes[group], labels, weight, batch.weights)
             for group, classifier in zip(self.groups, self.classifiers, strict=True)
         ]
-        return torch.stack([term.loss for term in terms]).mean(), torch.stack([t.accuracy for t in terms])
+        loss = torch.stack([term.loss for term in terms]).mean()
+        if self.shares:
+            classes = batch.response if self.conditional else None
+            found = [
+                group_dependence(features, batch.codes[group], shares, classes, batch.weights)
+                for group, shares in zip(self.groups, self.shares, strict=True)
+            ]
+            loss = loss + weight * self.settings.kernel * torch.stack(found).mean()
+        return loss, torch.stack([term.accuracy for term in terms])
 
 
 class Objective:
@@ -113,8 +124,9 @@ class Objective:
     Notes
     -----
     With neither auxiliary term ``total`` is the negative ELBO per row, to the last bit. The auxiliary terms
-    see the network of the average group: with group effects within its layers that takes a second pass, for
-    which half of a minibatch is enough: its rows are in random order, and the gradient stays unbiased.
+    see the network of the average group: with group effects within its layers that takes a second pass. Some
+    of a minibatch's rows are enough for it, which are in random order, so that the gradient stays unbiased:
+    half of them for a fixed-effects loss, a quarter for an adversary alone.
     """
 
     def __init__(
@@ -151,14 +163,25 @@ class Objective:
         cross_entropy = fixed = zero
         accuracy = zero.new_empty(0)
         if within and (watch is not None or self.fixed_effects_weight):
-            batch = _half(batch)
+            batch = _part(batch, 2 if self.fixed_effects_weight else 4)
             hidden, outputs = self._second_pass(batch, layers)
         if watch is not None and hidden is not None:
-            features = flattened(outputs, layers, batch.size) if layers else hidden[0]
+            features = hidden[0]
+            if layers:
+                features = flattened(outputs, layers, batch.size, grid=watch.settings.grid)
             cross_entropy, accuracy = watch.loss(batch, features, adversary_weight)
         if self.fixed_effects_weight:
             fixed = self.fixed_effects_weight * self._fixed_effects_loss(trace, batch, hidden)
         return LossParts(elbo, cross_entropy, fixed, elbo + cross_entropy + fixed, accuracy)
+
+    def to(self, device: torch.device | str, data: Batch) -> None:
+        """Move model, guide and classifiers; ``data`` are the training rows there, which are not copied."""
+        self.module.data = None
+        classifiers = None if self.adversary is None else self.adversary.classifiers
+        for part in (self.module, self.guide, classifiers):
+            if isinstance(part, nn.Module):
+                part.to(device)
+        self.module.data = data
 
     def _pass(self, batch: Batch, layers: Sequence[str]) -> tuple[Hidden, dict[str, Any]]:
         """The network of the average group, and the outputs of the layers that the adversary reads."""
@@ -196,11 +219,14 @@ class Objective:
             return self.module.sample_latents(batch)
 
 
-def _half(batch: Batch) -> Batch:
-    """Half of a minibatch; all rows of the data set stay, whose order is the user's, and weighted rows."""
+def _part(batch: Batch, share: int) -> Batch:
+    """One in ``share`` rows of a minibatch.
+
+    All rows of the data set stay, since their order is the user's, and so do weighted rows.
+    """
     if batch.size >= batch.n_rows or batch.size <= _FEWEST or batch.weights is not None:
         return batch
-    return batch.first(max(_FEWEST, batch.size // 2))
+    return batch.first(max(_FEWEST, batch.size // share))
 
 
 def negative_elbo(

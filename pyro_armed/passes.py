@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,8 +18,10 @@ from pyro_armed.spec import ModelSpec, Reconstruction
 __all__ = ["RECONSTRUCTION", "are_draws", "input_distribution", "network_inputs", "run_rows", "single_draws"]
 
 RECONSTRUCTION = "reconstruction"
-# Input numbers that a network is given at a time where nothing is trained: bounds its activations.
-_INPUTS = 2_000_000
+# Input numbers that a network is given at a time where nothing is trained. It bounds its activations, and
+# what fits into the processor's caches is faster: images of 64 x 64 took 0.6 times as long as with ten times
+# as many.
+_INPUTS = 250_000
 Values = Mapping[str, Tensor]
 
 
@@ -31,7 +33,12 @@ def network_inputs(network: nn.Module, batch: Batch) -> Tensor:
 
 
 def run_rows(
-    network: nn.Module, spec: ModelSpec, batch: Batch, values: Values | None = None, layer: str | None = None
+    network: nn.Module,
+    spec: ModelSpec,
+    batch: Batch,
+    values: Values | None = None,
+    layer: str | None = None,
+    images: Sequence[str] = (),
 ) -> Pass:
     """Run the network on a batch.
 
@@ -47,6 +54,8 @@ def run_rows(
         Effects by name; None: those of the average group, zero.
     layer : str, optional
         The layer whose input are the features.
+    images : sequence of str
+        Convolutions that are to have the channels last in memory; see `networks.image_layers`.
 
     Returns
     -------
@@ -58,7 +67,8 @@ def run_rows(
     parts = []
     for start in range(0, max(len(inputs), 1), size):
         rows = slice(start, start + size)
-        with networks.changed_layers(network, _changes(network, spec, batch, values, rows)):
+        changes = _changes(network, spec, batch, values, rows)
+        with networks.changed_layers(network, changes), networks.channels_last(network, images):
             parts.append(networks.run_network(network, inputs[rows], layer))
     if len(parts) == 1:
         return parts[0]

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_armed.batch import Batch
+from pyro_armed.effect_tables import HELD
 from pyro_armed.errors import ArgumentError
+from pyro_armed.integers import Integers
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.posterior import Chain, Posterior
 from pyro_armed.priors import PriorTable
 from pyro_armed.spec import Group, ModelSpec
 
-__all__ = ["HELD", "blocks_of", "module_of", "posterior_of", "recoded"]
-
-# Draws of effects that are held in memory, over all chains.
-HELD = 50_000_000
+__all__ = ["blocks_of", "module_of", "posterior_of", "recoded"]
 
 
 def posterior_of(posterior: Posterior, codes: Mapping[str, Tensor]) -> Posterior:
@@ -126,8 +126,13 @@ def blocks_of(posterior: Posterior, group: str, numbers: int) -> Iterator[Tensor
 
 def _group(spec: ModelSpec, name: str, codes: Tensor) -> Group:
     group = spec.group(name)
-    positions = codes.tolist()
-    return Group(name, tuple(group.labels[i] for i in positions), tuple(group.counts[i] for i in positions))
+    return Group(name, _taken(group.labels, codes), _taken(group.counts, codes))
+
+
+def _taken(values: Sequence[Any], codes: Tensor) -> Sequence[Any]:
+    if isinstance(values, Integers):
+        return Integers(values.array[codes.numpy()])
+    return [values[code] for code in codes.tolist()]
 
 
 def _chain_of(chain: Chain, module: MixedEffectsModule, codes: Mapping[str, Tensor]) -> Chain:

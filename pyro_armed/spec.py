@@ -7,7 +7,7 @@ about arrays.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
 from typing import Any
@@ -16,6 +16,7 @@ from pyro_armed import families
 from pyro_armed.effects import ScaleBias
 from pyro_armed.errors import ArgumentError
 from pyro_armed.families import Family
+from pyro_armed.integers import compact
 
 __all__ = [
     "EffectBlock",
@@ -155,15 +156,24 @@ class Group:
     ----------
     name : str
         Column name, or ``"a:b"``.
-    labels : tuple
+    labels : tuple or Integers
         Labels in the order of their codes, shape (C,).
-    counts : tuple of int
+    counts : tuple or Integers
         Rows per group in training, shape (C,).
+
+    Examples
+    --------
+    >>> Group("site", ("a", "b"), (5, 7)).size
+    2
     """
 
     name: str
-    labels: tuple[Any, ...]
-    counts: tuple[int, ...]
+    labels: Sequence[Any]
+    counts: Sequence[int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", compact(self.labels))
+        object.__setattr__(self, "counts", compact(self.counts))
 
     @property
     def size(self) -> int:
@@ -361,6 +371,8 @@ class ModelSpec:
         """A JSON-able dictionary."""
         config = asdict(replace(self, family=None))  # type: ignore[arg-type]
         config["family"] = self.family.config()
+        for group in config["groups"]:
+            group["labels"], group["counts"] = list(group["labels"]), list(group["counts"])
         return config
 
     @classmethod
@@ -377,7 +389,7 @@ class ModelSpec:
                 }
             terms = {name: tuple(map(_term, p[name])) for name in ("terms", "inputs")}
             predictors.append(Predictor(**{**p, **terms, "blocks": blocks}))
-        groups = tuple(Group(g["name"], tuple(g["labels"]), tuple(g["counts"])) for g in config["groups"])
+        groups = tuple(Group(g["name"], g["labels"], g["counts"]) for g in config["groups"])
         rebuilt = config.get("reconstruction")
         return cls(
             **{

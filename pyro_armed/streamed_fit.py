@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pyro
 import torch
-from pyro import poutine
-from torch import Tensor
 
 from pyro_armed.building import build_adversary, build_module
 from pyro_armed.design import StreamedDesign
-from pyro_armed.draws import DRAWS, without_row_axis
-from pyro_armed.effect_tables import EffectTables
+from pyro_armed.devices import elsewhere
+from pyro_armed.draws import draw_tables
+from pyro_armed.effect_tables import HELD, effect_numbers
 from pyro_armed.errors import ArgumentError
 from pyro_armed.guides import MeanFieldGuide
 from pyro_armed.inference import (
@@ -26,9 +24,7 @@ from pyro_armed.inference import (
 from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.objective import Objective
-from pyro_armed.posterior import Chain
-from pyro_armed.seeds import generator_for, seeded, stream
-from pyro_armed.some_groups import HELD
+from pyro_armed.seeds import generator_for
 from pyro_armed.streaming import RowStream
 from pyro_armed.training import TrainingSettings, no_validation, single_thread, train
 
@@ -93,14 +89,14 @@ def infer_streamed(
     check_streamed(settings)
     training = streamed_settings(settings, ingredients.plan is not None)
     dtype = None if ingredients.plan is None else ingredients.plan.dtype
-    feed = RowStream(design, training.rows_per_step(design.n_rows), dtype)
+    feed = RowStream(design, training.rows_per_step(design.n_rows), dtype, device=settings.device)
     fitted = []
     with local_parameters(), no_validation():
         for restart in range(settings.restarts):
             seed = settings.chain_seed(restart)
             objective = start(ingredients, seed)
             label = f"SVI {restart + 1}/{settings.restarts}" if settings.restarts > 1 else "SVI"
-            with single_thread(feed.data):
+            with single_thread(feed.data), elsewhere([objective], ingredients.data, settings.device):
                 result = train(
                     objective,
                     feed.data,
@@ -110,7 +106,7 @@ def infer_streamed(
                     label=label,
                     feed=feed,
                 )
-            one = Trained(objective.guide, result, objective.adversary)  # type: ignore[arg-type]
+            one = Trained(objective.guide, result, objective.adversary)
             fitted.append(chain_from(ingredients, settings, objective.module, seed, one))
     return assembled(ingredients, settings, fitted)
 
@@ -163,27 +159,14 @@ def chain_from(
     -------
     FittedChain
     """
-    module.eval()
-    values = _draw_globals(module, trained.guide, settings.draws, seed)
-    tables = EffectTables.of(trained.guide, settings.draws, seed)
-    chain = Chain(module, values, trace=trained.result.elbo)
-    numbers = sum(one.numel() for one in tables.locations.values()) * settings.draws * settings.restarts
-    if numbers <= HELD:
+    chain = draw_tables(module, trained.guide, settings.draws, seed=seed)
+    chain.trace = trained.result.elbo
+    tables = chain.tables
+    numbers = effect_numbers(trained.guide) * settings.draws * settings.restarts
+    if tables is not None and numbers <= HELD:
         codes = {group.name: torch.arange(group.size) for group in module.spec.groups}
-        chain.values = values | tables.draw(module, values, codes)
-    else:
-        chain.tables = tables
+        chain.values, chain.tables = chain.values | tables.draw(module, chain.values, codes), None
     chain.quality = {"converged": torch.tensor(float(trained.result.converged))}
     trained.record(chain)
     elbo = trained.result.final * ingredients.spec.n_rows
     return FittedChain(chain, trained.guide, elbo, trained.result.converged, None)
-
-
-def _draw_globals(
-    module: MixedEffectsModule, guide: MeanFieldGuide, draws: int, seed: int
-) -> dict[str, Tensor]:
-    own = guide.restricted([site.name for site in guide.sites if site.group is None])
-    with seeded(stream(seed, "posterior")), local_parameters(), pyro.plate(DRAWS, draws, dim=-2):
-        trace = poutine.trace(own).get_trace()
-        values = poutine.replay(module.sample_globals, trace=trace)()
-    return without_row_axis(module, values)

@@ -41,6 +41,8 @@ class RowStream:
         Rows that are held to be shuffled.
     rank, world : int
         Which of how many processes this is: each has row groups of its own.
+    device : torch.device, optional
+        Where `data` is; None: on the CPU.
 
     Attributes
     ----------
@@ -74,6 +76,7 @@ class RowStream:
         buffer: int = BUFFER,
         rank: int = 0,
         world: int = 1,
+        device: torch.device | None = None,
     ):
         self.design, self.size, self.dtype, self.buffer = design, size, dtype, buffer
         self.rank, self.world = rank, world
@@ -84,11 +87,11 @@ class RowStream:
                 "ones, such as frame.to_parquet(path, row_group_size=100_000)."
             )
         if size >= design.n_rows:
-            self.data = self._whole()
+            self.data = self._whole().to(device or "cpu")
             return
         sample = self._cast(design.training.batch)
         repeated = torch.arange(size) % sample.size
-        self.data = replace(sample.select(repeated), rows=None)
+        self.data = replace(sample.select(repeated), rows=None).to(device or "cpu")
 
     @property
     def steps(self) -> int:
@@ -97,7 +100,8 @@ class RowStream:
 
     def rows(self, seed: int) -> Iterator[Tensor]:
         """Fill `data` with one minibatch after another, without end; yields indices that count its rows."""
-        positions, held = torch.arange(self.size), self.data.tensors()
+        held = self.data.tensors()
+        positions = torch.arange(self.size, device=self.data.device)
         for number in itertools.count():
             for batch in self.epoch(seed, number):
                 for name, tensor in held.items():

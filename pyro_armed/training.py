@@ -28,12 +28,14 @@ __all__ = [
     "Plateau",
     "TrainingResult",
     "TrainingSettings",
+    "cosine",
     "no_validation",
     "single_thread",
     "train",
     "train_restarts",
 ]
 
+SCHEDULES = ("plateau", "cosine")
 _WINDOW = 100
 _SMALL = 200_000
 _DECAY = 0.3
@@ -52,7 +54,11 @@ class TrainingSettings:
     learning_rate : float
         Adam's first learning rate.
     early_stopping : bool
-        Stop when the smoothed ELBO has stopped rising at each of three learning rates.
+        Stop when the smoothed ELBO has stopped rising at each of three learning rates; only with the
+        schedule "plateau".
+    schedule : {"plateau", "cosine"}
+        How learning rates fall: where the ELBO has stopped rising, if ``early_stopping``; or along half a
+        cosine from the first step to the last (SGDR, Loshchilov and Hutter 2017, equation 5, one period).
     max_steps : int
         Most steps where ``epochs`` is None.
     clip : float
@@ -73,6 +79,7 @@ class TrainingSettings:
     max_steps: int = 6000
     clip: float = 10.0
     compile: str = "auto"
+    schedule: str = "plateau"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate", "max_steps", "clip"):
@@ -85,6 +92,13 @@ class TrainingSettings:
                 raise ArgumentError(f"{name}={value!r} must be a whole number.")
         if self.compile not in COMPILE:
             raise ArgumentError(f"compile={self.compile!r} is not one of {', '.join(map(repr, COMPILE))}.")
+        if self.schedule not in SCHEDULES:
+            raise ArgumentError(f"schedule={self.schedule!r} is not 'plateau' or 'cosine'.")
+
+    @property
+    def watched(self) -> bool:
+        """Whether the ELBO decides on the end of training."""
+        return self.early_stopping and self.schedule == "plateau"
 
     def rows_per_step(self, n_rows: int) -> int:
         """Rows per step for a data set of N rows."""
@@ -101,7 +115,7 @@ class TrainingSettings:
     def likely_steps(self, n_rows: int) -> int:
         """Steps to expect: early stopping takes at least ten windows, and often half of the most."""
         most = self.steps(n_rows)
-        return min(most, max(10 * _WINDOW, most // 2)) if self.early_stopping else most
+        return min(most, max(10 * _WINDOW, most // 2)) if self.watched else most
 
 
 @dataclass(frozen=True)
@@ -131,6 +145,17 @@ class TrainingResult:
 def _positive(value: object) -> bool:
     number = isinstance(value, Real) and not isinstance(value, bool)
     return number and value > 0 and math.isfinite(value)  # type: ignore[operator, arg-type]
+
+
+def cosine(progress: float) -> float:
+    """Share of the first learning rate after a fraction of the steps: half a cosine from 1 to 0.
+
+    Examples
+    --------
+    >>> [round(cosine(part), 2) for part in (0.0, 0.25, 0.5, 1.0)]
+    [1.0, 0.85, 0.5, 0.0]
+    """
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 class Plateau:
@@ -284,7 +309,7 @@ class _Run:
         objectives, data = self.objectives, self.data
         state = initial_state(self.plan.layout, objectives)
         controls = first_controls(objectives, self.settings.learning_rate, data.device)
-        weight = 0.0
+        first, weight = controls.clone(), 0.0
         try:
             with seeded(stream(self.seeds[0], "training"), [data.device]):
                 step = self.plan.step(objectives, self.seeds)
@@ -292,13 +317,15 @@ class _Run:
                     if self.watch and (now := self.watch.settings.weight_at(number / self.total)) != weight:
                         weight = now
                         controls[..., 0] = weight
+                    if self.settings.schedule == "cosine":
+                        controls[..., 1:] = first[..., 1:] * cosine(number / self.total)
                     self.records.append(step(state, rows, controls))
                     self.bar.update()
                     if (number + 1) % _WINDOW == 0 and self._all_stopped(number + 1, controls):
                         break
         finally:
             write_back(self.plan.layout, state, objectives)
-        records = torch.stack(self.records, dim=-2).reshape(len(objectives), len(self.records), -1)
+        records = torch.stack(self.records, dim=-2).reshape(len(objectives), len(self.records), -1).cpu()
         return [self._result(*pair) for pair in zip(records, self.stopped, strict=True)]
 
     def _result(self, record: Tensor, stopped: int | None) -> TrainingResult:
@@ -326,7 +353,7 @@ class _Run:
         self.bar.set_postfix_str(f"ELBO per row {windows.mean():.4f}", refresh=False)
         # While the adversary's weight rises the ELBO may fall, and to stop would cut it short.
         rising = self.watch is not None and steps < self.watch.settings.warmup * self.total
-        if not self.settings.early_stopping or rising:
+        if not self.settings.watched or rising:
             return False
         rates = controls.view(len(self.objectives), -1)[:, 1:]
         for restart, (plateau, window) in enumerate(zip(self.plateaus, windows, strict=True)):

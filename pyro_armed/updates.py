@@ -15,12 +15,16 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from pyro_armed.batch import Batch, inclusion_probability, present_groups
+from pyro_armed.integers import Integers
 from pyro_armed.objective import LossParts, Objective
 
 __all__ = [
+    "BETAS",
     "CONTROLS",
     "Layout",
+    "Parts",
     "Update",
+    "adam",
     "blank_state",
     "first_values",
     "initial_state",
@@ -33,14 +37,14 @@ Tensors = dict[str, Tensor]
 
 # What a step is told besides its rows, in this order.
 CONTROLS = ("adversary weight", "learning rate", "classifiers' learning rate")
-_BETAS, _EPS = (0.9, 0.99), 1e-8
+BETAS, _EPS = (0.9, 0.99), 1e-8
 # Learning rate of tables where rows come from files, in units of the others'. A few passes visit a group
 # a few times, and where its effects lag behind the sds between groups grow in their place.
 _RARE = 5.0
 _ROLES = ("trained", "classifier")
 
 
-class _Parts(nn.Module):
+class Parts(nn.Module):
     """Model, guide and classifiers under one roof, so that `functional_call` finds all their parameters."""
 
     def __init__(self, objective: Objective):
@@ -52,7 +56,8 @@ class _Parts(nn.Module):
         if objective.adversary is not None:
             self.classifiers = objective.adversary.classifiers
 
-    def forward(self, batch: Batch, weight: Tensor) -> LossParts:
+    def forward(self, batch: Batch, weight: float | Tensor) -> LossParts:
+        """The parts of the loss on some rows; see `Objective`."""
         return self.objective[0](batch, weight)
 
 
@@ -78,7 +83,7 @@ class Layout:
     @classmethod
     def of(cls, objective: Objective, sparse: Sequence[str]) -> Layout:
         """The layout of one objective, the tables of the grouping factors ``sparse`` apart."""
-        parts = _Parts(objective)
+        parts = Parts(objective)
         owners = _tables(objective)
         tables = {f"guide.{name}": group for name, group in owners.items() if group in sparse}
         dense: dict[str, dict[str, torch.Size]] = {}
@@ -149,9 +154,7 @@ def _state(layout: Layout, named: Sequence[Tensors]) -> State:
         flat = [torch.cat([tensors[name].reshape(-1) for name in names]) for tensors in named]
         _with_moments(state, key, joined(flat))
     for name, group in layout.tables.items():
-        # The row after the last group is where padding reads and writes.
-        rows = [torch.cat([tensors[name], tensors[name][:1]]) for tensors in named]
-        _with_moments(state, name, torch.cat(rows))
+        _with_moments(state, name, _one_below_the_other([tensors[name] for tensors in named]))
         if f"count.{group}" not in state:
             state[f"count.{group}"] = torch.zeros(len(state[name]), device=state[name].device)
     for name in layout.fixed:
@@ -160,6 +163,16 @@ def _state(layout: Layout, named: Sequence[Tensors]) -> State:
     state["norm"] = torch.full(lead, torch.inf, dtype=torch.float64, device=device)
     state["count"] = torch.zeros(lead, dtype=torch.float64, device=device)
     return state
+
+
+def _one_below_the_other(tables: Sequence[Tensor]) -> Tensor:
+    """Tables of all restarts, without a copy in between that would count where there are many groups."""
+    size = len(tables[0])
+    joined = tables[0].new_empty((len(tables), size + 1, *tables[0].shape[1:]))
+    for table, place in zip(tables, joined, strict=True):
+        place[:size] = table
+        place[size] = table[0]  # the row after the last group is where padding reads and writes
+    return joined.flatten(0, 1)
 
 
 @torch.no_grad()
@@ -206,7 +219,7 @@ def _tables(objective: Objective) -> dict[str, str]:
 
 
 def _named(objective: Objective) -> Tensors:
-    parts = _Parts(objective)
+    parts = Parts(objective)
     return {name: tensor.detach() for name, tensor in [*parts.named_parameters(), *parts.named_buffers()]}
 
 
@@ -259,7 +272,7 @@ class Update:
     """
 
     def __init__(self, objective: Objective, data: Batch, size: int, clip: float, sparse: Sequence[str] = ()):
-        self.parts, self.clip, self.size = _Parts(objective), clip, size
+        self.parts, self.clip, self.size = Parts(objective), clip, size
         head = objective.adversary
         self.weight_decay = head.settings.weight_decay if head is not None else 0.0
         self.layout = Layout.of(objective, sparse)
@@ -267,13 +280,16 @@ class Update:
         sizes = {group.name: group.size for group in objective.module.spec.groups}
         self.dummies = {name: sizes[name] for name in sparse}
         self.partial = data.size < data.n_rows
-        counts = {group.name: group.counts for group in objective.module.spec.groups}
-        self.scales = {
-            name: _row_shares(counts[name], data, size)
-            if self.partial
-            else _group_scales(data, name, sizes[name], size)
-            for name in sparse
+        known = {group.name: group.counts for group in objective.module.spec.groups}
+        # A factor for each number of rows that a group may have: one for each group would take more memory.
+        self.counts = {
+            name: _padded(
+                known[name] if self.partial else torch.bincount(data.codes[name], minlength=n), data.device
+            )
+            for name, n in self.dummies.items()
         }
+        factors = _row_shares if self.partial else _group_scales
+        self.factors = {name: factors(int(self.counts[name].max()), data, size) for name in sparse}
 
     # --- the batch -------------------------------------------------------------------------------------
 
@@ -310,7 +326,7 @@ class Update:
 
     def _group_scale(self, name: str, groups: Tensor, codes: Tensor) -> Tensor:
         """Factor of the divergence of each present group: its share of an epoch's steps, as an estimate."""
-        scale = self.scales[name][groups]
+        scale = self.factors[name][self.counts[name][groups].long()]
         if not self.partial:
             return scale
         # Rows of files are not shuffled as a whole, so that the chance of a group to be in a batch is not
@@ -424,7 +440,8 @@ class Update:
                 g = (g + self.weight_decay * state[key]).nan_to_num(0.0, 0.0, 0.0)
             else:
                 g = _shortened(g, finite, factor)
-            state[key].copy_(self._adam(state, key, g, state["count"], controls[..., 1 + role]))
+            moments = state[f"{key}.mean"], state[f"{key}.square"]
+            state[key].copy_(adam(state[key], *moments, g, state["count"], controls[..., 1 + role]))
         for group in self.dummies:
             self._ascend_tables(state, group, rows, present, (finite, factor, controls[..., 1]))
 
@@ -440,10 +457,10 @@ class Update:
         rates = rates * _RARE if self.partial else rates
         for name in (name for name, owner in self.layout.tables.items() if owner == group):
             keys = (name, f"{name}.mean", f"{name}.square")
-            own = {key: state[key][places].reshape(len(places), -1) for key in keys}
             g = _shortened(gradient[name].reshape((*finite.shape, -1)), finite, factor)
-            new = self._adam(own, name, g.reshape(own[name].shape), count, rates)
-            for key, value in zip(keys, (new, own[keys[1]], own[keys[2]]), strict=True):
+            value, mean, square = (state[key][places].reshape(len(places), -1) for key in keys)
+            new = adam(value, mean, square, g.reshape(value.shape), count, rates)
+            for key, value in zip(keys, (new, mean, square), strict=True):
                 state[key].index_put_((places,), value.reshape((-1, *state[key].shape[1:])))
 
     def _clipping(self, state: State, gradients: Sequence[Tensor], lead: torch.Size) -> tuple[Tensor, Tensor]:
@@ -456,15 +473,33 @@ class Update:
         state["norm"].copy_(torch.where(finite, average, usual))
         return finite, shortened / norm.clamp_min(torch.finfo(norm.dtype).tiny)
 
-    @staticmethod
-    def _adam(state: State, key: str, gradient: Tensor, count: Tensor, rate: Tensor) -> Tensor:
-        """New values of parameters (..., P), moments changed in place; counts and rates of shape (...)."""
-        mean, square = state[f"{key}.mean"], state[f"{key}.square"]
-        mean.lerp_(gradient, 1.0 - _BETAS[0])
-        square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1.0 - _BETAS[1])
-        step = (rate / (1.0 - _BETAS[0] ** count)).to(mean.dtype)[..., None]
-        root = (1.0 - _BETAS[1] ** count).sqrt().to(mean.dtype)[..., None]
-        return state[key] - step * mean / (square.sqrt() / root + _EPS)
+
+def adam(
+    value: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, count: Tensor, rate: Tensor
+) -> Tensor:
+    """Adam's step.
+
+    Parameters
+    ----------
+    value : Tensor, shape (..., P)
+        Parameters.
+    mean, square : Tensor, shape (..., P)
+        Moments; changed in place.
+    gradient : Tensor, shape (..., P)
+        Gradient.
+    count, rate : Tensor, shape (...)
+        Steps taken, this one included, and learning rates.
+
+    Returns
+    -------
+    Tensor, shape (..., P)
+        New values.
+    """
+    mean.lerp_(gradient, 1.0 - BETAS[0])
+    square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1.0 - BETAS[1])
+    step = (rate / (1.0 - BETAS[0] ** count)).to(mean.dtype)[..., None]
+    root = (1.0 - BETAS[1] ** count).sqrt().to(mean.dtype)[..., None]
+    return value - step * mean / (square.sqrt() / root + _EPS)
 
 
 def _shortened(gradient: Tensor, finite: Tensor, factor: Tensor) -> Tensor:
@@ -477,14 +512,22 @@ def _record(parts: LossParts) -> Tensor:
     return torch.cat([elbo.reshape(1).double(), accuracy.double()])
 
 
-def _group_scales(data: Batch, group: str, size: int, rows: int) -> Tensor:
-    """Factor of each group's divergence in a batch that has the group; 0 for padding."""
-    counts = torch.bincount(data.codes[group], minlength=size)
+def _padded(counts: Tensor | Sequence[int], device: torch.device) -> Tensor:
+    """Rows of each group, none for padding, half as large as in 64 bits."""
+    if isinstance(counts, Integers):
+        counts = torch.tensor(counts.array)
+    known = torch.as_tensor(counts).int()
+    return torch.cat([known, known.new_zeros(1)]).to(device)
+
+
+def _group_scales(most: int, data: Batch, rows: int) -> Tensor:
+    """Factor of a group's divergence in a batch that has the group, by its rows; 0 for none."""
+    counts = torch.arange(1, most + 1, device=data.device)
     scale = 1.0 / inclusion_probability(counts, data.n_rows, rows)
-    return torch.cat([scale, scale.new_zeros(1)])
+    return torch.cat([scale.new_zeros(1), scale])
 
 
-def _row_shares(counts: Sequence[int], data: Batch, rows: int) -> Tensor:
-    """Steps of an epoch over the rows of each group; 0 for padding."""
-    each = torch.tensor(counts, dtype=torch.float64, device=data.device)
-    return torch.cat([data.n_rows / rows / each, each.new_zeros(1)])
+def _row_shares(most: int, data: Batch, rows: int) -> Tensor:
+    """Steps of an epoch over the rows of a group, by their number; 0 for none."""
+    each = torch.arange(1, most + 1, dtype=torch.float64, device=data.device)
+    return torch.cat([each.new_zeros(1), data.n_rows / rows / each])

@@ -283,4 +283,4 @@ def _group_means(
     labels = combine_columns([group_labels(frame[part], part) for part in group])
     codes, found = pd.factorize(labels)
     refuse_missing_labels(":".join(group), int((codes < 0).sum()))
-    return codes, list(found), pd.Series(_numbers(frame, name)).groupby(codes).mean().to_numpy()
+    return codes, found.tolist(), pd.Series(_numbers(frame, name)).groupby(codes).mean().to_numpy()

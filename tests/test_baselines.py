@@ -174,6 +174,21 @@ def test_mldg_learns_and_repeats_itself_and_moves_no_random_state(unmoved_rng):
     assert table["nlpd"] < 0.35
 
 
+def test_mldg_follows_the_schedule_of_the_budget(monkeypatch):
+    rates = []
+    step = torch.optim.Adam.step
+
+    def watched(self, *arguments, **options):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    fit = {"epochs": 2, "batch_size": 50, "learning_rate": 0.1, "schedule": "cosine"}
+    rows = Rows(np.arange(100.0)[:, None], np.arange(100) % 2, {"site": np.arange(100) % 4})
+    train_mldg(Task(rows, rows, "site", lambda: nn.Linear(1, 1), fit=fit), progressbar=False)
+    assert rates == pytest.approx([0.1, 0.1 * (0.5 + 0.5**1.5), 0.05, 0.1 * (0.5 - 0.5**1.5)])
+
+
 def test_mldg_refuses_what_it_cannot_do():
     rows = Rows([[0.0], [1.0]], [0.5, 1.5], {"site": ["a", "b"]})
     with pytest.raises(ArgumentError, match="not for 'gaussian'"):

@@ -213,6 +213,7 @@ def test_memory_is_that_of_processes_of_their_own(monkeypatch):
     frame = _scaling.memory(True, 0).set_index(["quantity", "size"])
     assert frame["ratio"].tolist() == [1.0, 4.0, 1.0, 2.0]
     assert frame.loc[("peak of the process", 10_000), "note"] == "4 MiB"
+    assert frame["met"].tolist() == ["", "no", "", ""]
 
 
 # --- the structured guide ----------------------------------------------------------------------------------

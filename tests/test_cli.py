@@ -549,3 +549,54 @@ def test_cross_validation_options_that_do_not_fit(files, capsys):
     assert "folds=1" in message
     message = refused(capsys, files, "evaluate", FORMULA, data, "--cross-validate", "row", "--support", data)
     assert "--support cannot be used" in message
+
+
+# --- rows that are streamed --------------------------------------------------------------------------------
+
+
+def test_streamed_fits_and_predictions_are_the_librarys(files, capsys, monkeypatch):
+    how = ("--guide", "mean_field", "--restarts", "1", "--epochs", "3", "--batch-size", "40", "--draws", "40")
+    arguments = ["fit", FORMULA, files / "train.parquet", *how, "--seed", "3", "--quiet", "--stream", "--out"]
+    assert run(capsys, *arguments, files / "streamed.armed")[0] == 0
+    model = pa.ARMED(FORMULA, files / "train.parquet")
+    model.fit(guide="mean_field", restarts=1, epochs=3, batch_size=40, draws=40, seed=3, progressbar=False)
+    stored = pa.load(files / "streamed.armed")
+    np.testing.assert_array_equal(stored.idata["posterior"]["x1"], model.idata["posterior"]["x1"])
+    assert stored.idata.attrs["sampled_rows"] == 160
+
+    call = ["predict", files / "streamed.armed", files / "train.parquet", "--out", files / "whole.parquet"]
+    assert run(capsys, *call)[0] == 0
+    monkeypatch.setattr("pyro_armed.cli._streams._NUMBERS", 40 * 50)  # blocks of 50 rows
+    for suffix in ("csv", "parquet"):
+        call[-1] = files / f"blocks.{suffix}"
+        code, out, _ = run(capsys, *call, "--stream")
+        assert code == 0
+        assert "160 predictions" in out
+        blocks = pd.read_csv(call[-1]) if suffix == "csv" else pd.read_parquet(call[-1])
+        pd.testing.assert_frame_equal(blocks, pd.read_parquet(files / "whole.parquet"), rtol=1e-9)
+
+
+def test_large_files_are_streamed_where_the_guide_allows(files, capsys, monkeypatch):
+    monkeypatch.setattr("pyro_armed.cli._streams.LARGE", 100)
+    arguments = ["fit", FORMULA, files / "train.parquet", "--out", files / "large.armed", *SMALL]
+    assert run(capsys, *arguments)[0] == 0
+    assert "sampled_rows" in pa.load(files / "large.armed").idata.attrs
+    arguments[arguments.index("mean_field")] = "structured"
+    assert run(capsys, *arguments)[0] == 0
+    assert "sampled_rows" not in pa.load(files / "large.armed").idata.attrs
+    code, _, err = run(capsys, *arguments, "--stream")
+    assert code == 2
+    assert "guide='structured' needs all rows in memory" in err
+
+
+def test_what_cannot_be_streamed_is_said(files, capsys):
+    out = ("--stream", "--out", files / "none.csv")
+    code, _, err = run(capsys, "predict", files / "m.armed", files / "rows.csv", *out)
+    assert code == 2
+    assert "--stream reads Parquet only" in err
+    code, _, err = run(
+        capsys, "predict", files / "m.armed", files / "train.parquet", "--new-groups", "membership", *out
+    )
+    assert code == 2
+    assert "all rows of a new group" in err
+    assert not (files / "none.csv").exists()

@@ -1,5 +1,6 @@
 """Letters, image folders and ADNIMERGE.csv."""
 
+import re
 import sys
 
 import numpy as np
@@ -115,3 +116,30 @@ def test_columns_that_are_missing_are_named(tmp_path):
 def test_nobody_with_a_known_outcome():
     with pytest.raises(DataError, match="Nobody with a DX_bl"):
         pa.datasets.conversion(visits((1, "bl", "LMCI", "MCI")))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"PTGENDER": "M"}, "PTGENDER has the value 'M'; ADNIMERGE.csv has 'Male' and 'Female' there"),
+        ({"MMSE": "good"}, "MMSE has no number, but for example 'good'"),
+        ({"SITE": np.nan}, "2 of 2 participants have no SITE"),
+    ],
+)
+def test_columns_with_something_else_in_them_are_named(change, words):
+    frame = visits(
+        (1, "bl", "LMCI", "MCI"), (1, "m24", "LMCI", "Dementia"),
+        (2, "bl", "LMCI", "MCI"), (2, "m24", "LMCI", "MCI"),
+    ).assign(**change)  # fmt: skip
+    with pytest.raises(DataError, match=re.escape(words)):
+        pa.datasets.conversion(frame)
+
+
+def test_single_odd_values_and_genders_that_nobody_wrote_down_are_missing():
+    frame = visits((1, "bl", "LMCI", "MCI"), (1, "m24", "LMCI", "MCI"), (2, "bl", "LMCI", "MCI"),
+                   (2, "m24", "LMCI", "MCI"))  # fmt: skip
+    frame["FDG"] = ["<0.5", "<0.5", "1.2", "1.2"]
+    frame["PTGENDER"] = ["Female", "Female", np.nan, np.nan]
+    table = pa.datasets.conversion(frame)
+    np.testing.assert_array_equal(table["FDG"], [np.nan, 1.2])
+    np.testing.assert_array_equal(table["PTGENDER"], [0.0, np.nan])

@@ -19,7 +19,9 @@ import torch
 import pyro_armed as pa
 from pyro_armed.distributed import Shard, Task, fit, fit_from
 from pyro_armed.distributed._shards import training_rows
+from pyro_armed.distributed._tables import LazyAdam, exchanged, sparse_gradients
 from pyro_armed.errors import ArgumentError, ConvergenceWarning, FileFormatError, NotFittedError
+from pyro_armed.updates import BETAS, adam
 
 FORMULA = "y ~ x1 + (1 | group)"
 QUICK: dict[str, Any] = {"batch_size": 60, "draws": 20, "early_stopping": False, "progressbar": False}
@@ -91,6 +93,72 @@ def test_effects_of_groups_outside_a_batch_have_no_gradient() -> None:
     assert table.grad is not None
     assert (table.grad[:10] != 0).all()
     assert (table.grad[10:] == 0).all()
+
+
+def many_groups() -> pa.ARMED:
+    return pa.ARMED("y ~ x1 + (1 + x1 | group)", pa.simulate.mixed_model(100, 3, seed=0).frame)
+
+
+def test_the_gradient_of_a_batchs_rows_is_that_of_the_whole_tables() -> None:
+    dense, sparse = Task(many_groups()), Task(many_groups(), size=30)
+    batches = [training_rows(dense.model[0]).select(torch.arange(start, start + 30)) for start in (0, 60)]
+    for task in (dense, sparse):
+        for step, batch in enumerate(batches):
+            task(batch, step=step)[0].backward()
+    sparse.collect()
+    for known, found in zip(dense.guide.parameters(), sparse.guide.parameters(), strict=True):
+        gradient: torch.Tensor = found.grad  # type: ignore[assignment]
+        assert gradient.is_sparse == (found.shape[:1] == (100,))
+        torch.testing.assert_close(gradient.to_dense() if gradient.is_sparse else gradient, known.grad)
+    assert not any(p.requires_grad for p in sparse.guide.parameters() if p.shape[:1] == (100,))
+    sparse.spare(299)
+    assert all(p.requires_grad for p in sparse.guide.parameters())
+
+
+def test_lazy_steps_are_those_of_one_process() -> None:
+    """The same rows and gradients move tables as `pyro_armed.updates` moves them."""
+    random = torch.Generator().manual_seed(0)
+    table, mean, square = torch.zeros(3, 7, 2, dtype=torch.float64)
+    count, mine = torch.zeros(7, dtype=torch.float64), torch.zeros(7, 2, dtype=torch.float64)
+    optimizer = LazyAdam([mine], lr=0.1, betas=BETAS)
+    for _ in range(20):
+        codes = torch.randperm(7, generator=random)[:3]
+        rows = torch.randn(3, 2, generator=random, dtype=torch.float64)
+        count[codes] += 1
+        moments = mean[codes], square[codes]
+        table[codes] = adam(
+            table[codes], *moments, rows, count[codes], torch.tensor(0.1, dtype=torch.float64)
+        )
+        mean[codes], square[codes] = moments
+        (mine.grad,) = sparse_gradients([mine], *exchanged(codes, rows))
+        optimizer.step()
+        torch.testing.assert_close(mine, table, rtol=1e-9, atol=1e-12)
+
+
+def test_a_lazy_optimiser_is_adam_for_everything_else() -> None:
+    values = [torch.ones(3, requires_grad=True) for _ in range(2)]
+    optimizers = [LazyAdam([values[0]], lr=0.1), torch.optim.Adam([values[1]], lr=0.1)]
+    for _ in range(5):
+        for value, optimizer in zip(values, optimizers, strict=True):
+            optimizer.zero_grad()
+            value.pow(4).sum().backward()
+            optimizer.step()
+    assert torch.equal(*values)
+
+
+def test_many_groups_in_one_process_and_from_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "run.ckpt"
+    how = {**QUICK, "batch_size": 30}
+    whole = fit(many_groups(), epochs=4, **how)
+    fit(many_groups(), epochs=2, checkpoint=path, every=7, **how)
+    resumed = fit(many_groups(), epochs=4, checkpoint=path, resume=True, **how)
+    np.testing.assert_array_equal(resumed["sample_stats"]["elbo"], whole["sample_stats"]["elbo"])
+    np.testing.assert_array_equal(resumed["posterior"]["1|group"], whole["posterior"]["1|group"])
+    with pytest.raises(FileFormatError, match="another batch size"):
+        fit(many_groups(), epochs=4, checkpoint=path, resume=True, **{**how, "batch_size": 60})
+    model = many_groups()
+    fit_from(model, path, draws=10)
+    assert all(p.requires_grad for p in model.guide.parameters())
 
 
 def test_parameters_that_nothing_depends_on_are_frozen() -> None:
@@ -231,22 +299,18 @@ def test_a_killed_process_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None
     assert np.isfinite(idata["posterior"]["x1"]).all()
 
 
-@pytest.mark.slow
-def test_two_processes_agree_with_one(tmp_path: Path) -> None:
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        str(script(tmp_path)),
-        str(tmp_path / "two"),
-        "0",
-    ]
+def in_two_processes(*arguments: Any) -> None:
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one(tmp_path: Path) -> None:
+    in_two_processes(script(tmp_path), tmp_path / "two", 0)
     two = pa.load(tmp_path / "two.armed").idata
     model = pa.ARMED(FORMULA, pa.simulate.mixed_model(30, 60, seed=0).frame)
     one = fit(model, epochs=25, batch_size=300, early_stopping=False, draws=300, progressbar=False)
@@ -265,3 +329,49 @@ def agree(one: Any, two: Any) -> None:
     sds = {"Intercept": 0.2, "x1": 0.03, "sigma": 0.02, "1|group_sigma": 0.15}
     for name, sd in sds.items():
         assert abs(float(one["posterior"][name].mean() - two["posterior"][name].mean())) < 1.5 * sd, name
+
+
+MANY = """
+    import sys, warnings
+    import torch
+    import pyro_armed as pa
+    from pyro_armed.distributed import Shard, Task, fit
+
+    warnings.simplefilter("ignore")
+    make = lambda: pa.ARMED("y ~ x1 + (1 + x1 | group)", pa.simulate.mixed_model(300, 6, seed=0).frame)
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    shard = Shard(make(), 30, rank=rank, world=2)
+    batch = next(shard.epoch(0))
+    dense, sparse = Task(make()), Task(make(), size=30)
+    sent = []
+    gather = torch.distributed.all_gather
+    torch.distributed.all_gather = lambda parts, own: (sent.append(own.numel()), gather(parts, own))
+    for task in (dense, sparse):
+        wrapped = torch.nn.parallel.DistributedDataParallel(task)
+        wrapped(batch, rank=rank)[0].backward()
+        task.collect()
+    for known, found in zip(dense.guide.parameters(), sparse.guide.parameters()):
+        assert found.grad.is_sparse == (len(found.shape) > 0 and len(found) == 300)
+        torch.testing.assert_close(found.grad.to_dense() if found.grad.is_sparse else found.grad, known.grad)
+    assert sum(sent) <= 1 + 5 * 30, sent  # sizes, codes, and four numbers for each group of the batch
+    model = make()
+    fit(model, epochs=40, batch_size=50, early_stopping=False, draws=300, progressbar=False)
+    if rank == 0:
+        model.save(sys.argv[1])
+    torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_processes_exchange_the_rows_of_tables_in_their_batches(tmp_path: Path) -> None:
+    path = tmp_path / "many.py"
+    path.write_text(textwrap.dedent(MANY))
+    in_two_processes(path, tmp_path / "two.armed")
+    two = pa.load(tmp_path / "two.armed").idata
+    model = pa.ARMED("y ~ x1 + (1 + x1 | group)", pa.simulate.mixed_model(300, 6, seed=0).frame)
+    one = fit(model, epochs=40, batch_size=100, early_stopping=False, draws=300, progressbar=False)
+    known, found = (idata["posterior"]["1|group"].mean(("chain", "draw")).to_numpy() for idata in (one, two))
+    assert np.corrcoef(known, found)[0, 1] > 0.98
+    last = [float(idata["sample_stats"]["elbo"][0, -200:].mean()) for idata in (one, two)]
+    assert abs(last[0] - last[1]) < 0.05

@@ -5,11 +5,11 @@ import pytest
 import torch
 from hand_made import design, frame, module_of
 
-from pyro_armed.effect_tables import EffectTables
+from pyro_armed.draws import draw_tables
+from pyro_armed.effect_tables import EffectTables, effect_numbers
 from pyro_armed.guides import MeanFieldGuide
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.posterior import Chain
-from pyro_armed.streamed_fit import _draw_globals
 
 FORMULA = "y ~ x + (1 + x | g) + (1 | h)"
 
@@ -40,11 +40,15 @@ def test_draws_have_the_means_and_sds_of_the_guide(
     assert np.abs(correlations - np.eye(len(correlations))).max() < 0.08
 
 
+def test_numbers_of_one_draw(fitted: tuple[MixedEffectsModule, MeanFieldGuide]) -> None:
+    assert effect_numbers(fitted[1]) == 2 * 6 + 3
+
+
 def test_a_group_has_the_same_draws_in_any_company(
     fitted: tuple[MixedEffectsModule, MeanFieldGuide],
 ) -> None:
     module, guide = fitted
-    tables, values = EffectTables.of(guide, draws=20, seed=1), _draw_globals(module, guide, 20, seed=1)
+    tables, values = EffectTables.of(guide, draws=20, seed=1), draw_tables(module, guide, 20, seed=1).values
     whole = tables.draw(module, values, {"g": torch.arange(6), "h": torch.arange(3)})
     some = tables.draw(module, values, {"g": torch.tensor([4, 1])})
     assert set(some) == {"1|g", "x|g"}
@@ -58,7 +62,7 @@ def test_effects_are_offsets_times_sds_and_correlations(
     fitted: tuple[MixedEffectsModule, MeanFieldGuide],
 ) -> None:
     module, guide = fitted
-    tables, values = EffectTables.of(guide, draws=7, seed=1), _draw_globals(module, guide, 7, seed=1)
+    tables, values = EffectTables.of(guide, draws=7, seed=1), draw_tables(module, guide, 7, seed=1).values
     codes = torch.tensor([2, 5])
     found = tables.draw(module, values, {"g": codes})
     offsets = torch.stack([tables._draw(f"{name}_offset", codes) for name in ("1|g", "x|g")], dim=-1)
@@ -70,7 +74,7 @@ def test_effects_are_offsets_times_sds_and_correlations(
 @torch.no_grad()
 def test_globals_are_those_of_a_whole_draw(fitted: tuple[MixedEffectsModule, MeanFieldGuide]) -> None:
     module, guide = fitted
-    values = _draw_globals(module, guide, 3000, seed=0)
+    values = draw_tables(module, guide, 3000, seed=0).values
     report = Chain(
         module,
         values

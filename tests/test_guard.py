@@ -16,6 +16,7 @@ PACKAGE = ROOT / "pyro_armed"
 # Top to bottom: a module imports only from those above it. A new module gets its place here.
 LAYERS = [
     "errors",
+    "integers",
     "seeds",
     "minimise",
     "simulate",
@@ -44,6 +45,7 @@ LAYERS = [
     "module",
     "guides",
     "objective",
+    "devices",
     "graphs",
     "libraries",
     "updates",

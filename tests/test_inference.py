@@ -59,6 +59,40 @@ def test_bad_settings(options, message):
         InferenceSettings(**options)
 
 
+def test_training_elsewhere_ends_on_the_cpu(monkeypatch):
+    """Rows and modules are on the device that the fit asks for while training runs, and only then."""
+    seen = []
+
+    def trained(objectives, data, *_, **__):
+        seen.append((data.device.type, objectives[0].module.data is data))
+        seen.extend(parameter.device.type for parameter in objectives[0].guide.parameters())
+        raise RuntimeError("stop")
+
+    monkeypatch.setattr(inference, "train_restarts", trained)
+    monkeypatch.setattr(inference, "checked_device", torch.device)
+    monkeypatch.setattr(inference.Objective, "to", spied := _spy(inference.Objective.to))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        infer(ingredients(), settings(guide="mean_field", device="meta"))
+    assert seen[0] == ("meta", True)
+    assert set(seen[1:]) == {"meta"}
+    assert [str(device) for device in spied.devices] == ["meta", "meta", "cpu"]
+
+
+def _spy(function):
+    def spied(self, device, data):
+        spied.devices.append(device)
+        return function(self, device, data)
+
+    spied.devices = []
+    return spied
+
+
+def test_the_cpu_is_the_usual_device():
+    first, second = (infer(ingredients(), settings(guide="mean_field", device=d)) for d in (None, "cpu"))
+    for name, value in first.posterior.chains[0].values.items():
+        assert torch.equal(value, second.posterior.chains[0].values[name])
+
+
 def test_numbers_of_numpy_are_numbers():
     made = InferenceSettings(restarts=np.int64(2), draws=np.int32(3), seed=np.uint8(200), epochs=np.int64(2))
     assert (made.restarts, made.draws, made.seed) == (2, 3, 200)

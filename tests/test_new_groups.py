@@ -7,12 +7,14 @@ import pandas as pd
 import pytest
 import torch
 from hand_made import design, frame, module_of, posterior_of
+from scipy import stats
 from torch import nn
 
 from pyro_armed.batch import Batch
 from pyro_armed.design import Encoded
 from pyro_armed.errors import ArgumentError, UnseenGroupError
 from pyro_armed.new_groups import MODES, Marginal, Mode, extend_chain, mode_of, row_modes
+from pyro_armed.new_groups._stratified import stratified_normal
 from pyro_armed.posterior import Chain
 
 
@@ -215,3 +217,29 @@ def test_effects_of_an_auxiliary_parameter():
     assert after["sigma_1|g"][:, 5].std() == pytest.approx(0.7, rel=0.03)
     assert after["1|g"][:, 5].std() == pytest.approx(2.0, rel=0.03)
     assert abs(np.corrcoef(after["sigma_1|g"][:, 5], after["1|g"][:, 5])[0, 1]) < 4 / math.sqrt(20_000)
+
+
+def test_draws_are_spread_evenly_over_the_distribution():
+    drawn = stratified_normal((500, 3), generator(), torch.float64)
+    uniform = torch.special.ndtr(drawn).numpy()
+    # One in each of 500 intervals, in an order that does not go from one column to the next.
+    assert all(sorted(np.floor(column * 500).astype(int)) == list(range(500)) for column in uniform.T)
+    assert np.abs(np.corrcoef(drawn.numpy(), rowvar=False)[np.triu_indices(3, 1)]).max() < 4 / math.sqrt(500)
+    assert torch.equal(drawn, stratified_normal((500, 3), generator(), torch.float64))
+
+
+def test_a_single_draw_is_standard_normal():
+    drawn = stratified_normal((1, 100_000), generator(), torch.float32)
+    assert drawn.dtype == torch.float32
+    assert stats.kstest(drawn[0].double().numpy(), "norm").pvalue > 0.01
+
+
+def test_the_mean_over_draws_of_a_new_groups_prediction_is_steady():
+    """A logistic curve's mean over 100 draws of an effect of sd 2: .016 sd of independent draws."""
+    one = design("y ~ x + (1 | g)", frame())
+    chain = posterior_of(module_of(one), draws=100, chains=1, fixed={"1|g_sigma": 2.0}).chains[0]
+    effects = marginal(one, chain, 400)["1|g"][:, 5:]
+    independent = 2.0 * torch.randn(effects.shape, generator=generator(), dtype=effects.dtype)
+    means = [torch.sigmoid(1.0 + sample).mean(0) for sample in (effects, independent)]
+    assert means[0].std() < 0.1 * means[1].std()
+    assert means[0].mean() == pytest.approx(float(means[1].mean()), abs=4 * 0.03 / 20)

@@ -1,5 +1,6 @@
 """The applications with sites: their rows, their further measures, and the user's own data."""
 
+import csv
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +9,13 @@ import pytest
 from PIL import Image
 
 import pyro_armed as pa
-from pyro_armed.baselines import Rows
+from pyro_armed.baselines import BASELINES, Rows, Task
+from pyro_armed.cli import main
 from pyro_armed.errors import ArgumentError, DataError
 from pyro_armed.reproduce import APPLICATIONS, run
 from pyro_armed.reproduce._conversion import predictors
 from pyro_armed.reproduce._diagnosis import binary, largest_groups
-from pyro_armed.reproduce._sites import split, standardised
+from pyro_armed.reproduce._sites import pictured, split, standardised
 
 NAMES = ["conversion", "diagnosis", "cells", "letters"]
 
@@ -28,7 +30,7 @@ def test_rows_are_split_and_new_groups_are_new(name):
     assert 1.5 < len(task.train) / len(task.seen) < 2.5
 
 
-@pytest.mark.parametrize("name", ["diagnosis", "cells"])
+@pytest.mark.parametrize("name", NAMES)
 def test_where_the_network_predicts_alone_the_loss_asks_it_to(name):
     task = APPLICATIONS[name].problem(0, True, ()).task
     assert task.new_groups == "population"
@@ -44,11 +46,42 @@ def test_a_quick_run_measures_and_draws(name, tmp_path):
     for baseline in ("conventional", "ARMED"):
         assert 0.0 <= found[baseline, "features", "leakage"] <= 1.0
         assert 0.0 <= found[baseline, "unseen", "auroc"] <= 1.0
+        assert found[baseline, "features", "Davies-Bouldin"] > 0.0
+        assert found[baseline, "features", "Calinski-Harabasz"] >= 0.0
     assert -1.0 <= found["ARMED", "effects", "r(logit)"] <= 1.0
+    if name == "cells":
+        for effect in ("gain", "offset", "gain, parameter", "offset, parameter"):
+            assert -1.0 <= found["ARMED", "effects", f"r({effect})"] <= 1.0
     written = {path.name for path in tmp_path.iterdir()}
     assert {f"{name}.csv", f"{name}.nc", "latents.png", "counterfactual_groups.png"} <= written
     assert ("saliency.png" in written) == (name == "cells")
     assert str(result).startswith("Simulated data.")
+
+
+class Painter:
+    """Stands for a model that reconstructs each image with its group's contrast and brightness."""
+
+    def __init__(self, gain, offset):
+        self.gain, self.offset = gain, offset
+
+    def reconstruct(self, x, *, groups, draws, seed):
+        (label,) = set(groups["site"])
+        return {"mixed": self.gain[label] * x + self.offset[label]}
+
+
+def test_contrast_and_brightness_of_pictures_as_if_from_each_group():
+    gain, offset = {"a": 0.5, "b": 1.0, "c": 2.1}, {"a": 0.3, "b": -0.2, "c": 0.0}
+    rng = np.random.default_rng(0)
+    x, y, site = rng.random((12, 4, 4)), np.tile([0, 1], 6), np.repeat(["a", "b", "c"], 4)
+    rows = Rows(x, y, {"site": site})
+    task = Task(rows, rows, "site", lambda: pa.networks.MLP((4,)))
+    found = pictured(Painter(gain, offset), task, 0)
+    mean = np.mean(list(gain.values())), np.mean(list(offset.values()))
+    # Of gain m + offset on the groups' mean picture: what is left once the mean is taken out.
+    for label in "abc":
+        slope = gain[label] / mean[0]
+        assert found.loc[label, "gain"] == pytest.approx(slope)
+        assert found.loc[label, "offset"] == pytest.approx(offset[label] - slope * mean[1])
 
 
 def test_letters_are_not_called_simulated():
@@ -100,9 +133,88 @@ def test_own_images_and_own_cohort(tmp_path):
         assert not problem.simulated
     with pytest.raises(ArgumentError, match="one CSV file"):
         APPLICATIONS["diagnosis"].problem(0, True, [tmp_path])
-    pa.simulate.cohort(300, 30, seed=1).frame.to_csv(tmp_path / "ADNIMERGE.csv")
-    problem = APPLICATIONS["conversion"].problem(0, True, [tmp_path / "ADNIMERGE.csv"])
+
+
+# --- the user's ADNIMERGE.csv ------------------------------------------------------------------------------
+
+# The columns of the real file in its order, but for repeats of the measurements.
+ADNIMERGE = """
+RID PTID VISCODE SITE COLPROT ORIGPROT EXAMDATE DX_bl AGE PTGENDER PTEDUCAT PTETHCAT PTRACCAT PTMARRY APOE4
+FDG PIB AV45 ABETA TAU PTAU CDRSB ADAS11 ADAS13 ADASQ4 MMSE RAVLT_immediate RAVLT_learning FAQ MOCA FLDSTRENG
+FSVERSION Ventricles Hippocampus WholeBrain Entorhinal Fusiform MidTemp ICV DX EXAMDATE_bl CDRSB_bl MMSE_bl
+Years_bl Month_bl Month M update_stamp
+"""
+
+
+def adnimerge(frame):
+    """A simulated cohort with the columns and the texts of the real file."""
+    texts = {
+        "PTID": frame["SITE"].map("{:03d}_S_".format) + frame["RID"].map("{:04d}".format),
+        "COLPROT": "ADNI2",
+        "EXAMDATE": "2012-03-01",
+        "PTETHCAT": "Not Hisp/Latino",
+        "ABETA": ">1700",
+        "FSVERSION": "Cross-Sectional FreeSurfer (FreeSurfer Version 4.3)",
+        "CDRSB_bl": frame["CDRSB"],
+        "M": frame["Month"],
+        "update_stamp": "2023-01-01 04:00:00.0",
+    }
+    return frame.assign(**texts).reindex(columns=ADNIMERGE.split())
+
+
+def written(frame, folder):
+    path = folder / "ADNIMERGE.csv"
+    frame.to_csv(path, index=False, quoting=csv.QUOTE_ALL)
+    return path
+
+
+def test_own_cohort(tmp_path):
+    made = pa.simulate.cohort(300, 30, seed=1).frame
+    path = written(adnimerge(made), tmp_path)
+    problem = APPLICATIONS["conversion"].problem(0, True, [path])
     assert len(problem.task.labels) == 20
     assert not problem.simulated
+    table = pa.datasets.conversion(pa.datasets.read_adnimerge(path))
+    pd.testing.assert_frame_equal(table, pa.datasets.conversion(made))
     with pytest.raises(ArgumentError, match="one file"):
-        APPLICATIONS["conversion"].problem(0, True, [tmp_path, tmp_path])
+        APPLICATIONS["conversion"].problem(0, True, [path, path])
+
+
+@pytest.mark.slow
+def test_own_cohort_from_the_shell(tmp_path, capsys):
+    path = written(adnimerge(pa.simulate.cohort(500, 30, seed=1).frame), tmp_path)
+    arguments = ["--data", str(path), "--quick", "--quiet"]
+    assert main(["reproduce", "conversion", *arguments, "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "Simulated data" not in told
+    assert "r(logit)" not in told  # nobody knows the truth
+    table = pd.read_csv(tmp_path / "out" / "conversion.csv")
+    assert set(table["baseline"]) == set(BASELINES)
+    assert (tmp_path / "out" / "conversion.nc").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda frame: frame.drop(columns="SITE"), "lacks the column(s) SITE of ADNIMERGE.csv"),
+        (lambda frame: frame.assign(AGE="old"), "AGE has no number, but for example 'old'"),
+        (lambda frame: frame.assign(SITE=3), "of one site only"),
+        (lambda frame: frame.assign(DX="MCI"), "outcome is known have the same one"),
+        (lambda frame: frame[frame["RID"].isin(frame["RID"].unique()[:20])], "are too few"),
+    ],
+)
+def test_a_cohort_that_cannot_be_used_is_one_sentence(change, words, tmp_path, capsys):
+    path = written(change(adnimerge(pa.simulate.cohort(300, 30, seed=1).frame)), tmp_path)
+    arguments = ["--data", str(path), "--quick", "--quiet"]
+    assert main(["reproduce", "conversion", *arguments, "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1], [1, 2, 3], [2, 2]])
+def test_every_seen_group_has_rows_to_train_with(sizes):
+    groups = np.repeat(list("abc")[: len(sizes)], sizes)
+    train, test = split(0, groups, np.ones(len(groups), dtype=bool))
+    assert set(groups[train]) == set(groups)
+    assert not (train & test).any()

@@ -289,6 +289,45 @@ def test_the_learning_rate_decays(monkeypatch):
     ]
 
 
+def test_learning_rates_fall_to_zero_along_half_a_cosine(monkeypatch):
+    rates = []
+    ascend = Update.ascend
+
+    def watched(self, state, gradient, present, controls):
+        rates.append(controls[1:].tolist())
+        return ascend(self, state, gradient, present, controls)
+
+    monkeypatch.setattr(Update, "ascend", watched)
+    objective = objective_of(
+        "b ~ x + z + (1 | g)", "bernoulli", pa.Adversary(1.0, learning_rate=0.5), network()
+    )
+    objective.__class__ = Constant
+    result = run(objective, max_steps=1200, learning_rate=0.1, schedule="cosine", compile="off")
+    assert len(result.elbo) == 1200  # a flat ELBO does not end it
+    assert rates[0] == pytest.approx([0.1, 0.5])
+    assert rates[300] == pytest.approx([0.1 * (0.5 + 0.5**1.5), 0.5 * (0.5 + 0.5**1.5)])
+    assert rates[600] == pytest.approx([0.05, 0.25])
+    assert max(rates[-1]) < 1e-5
+    with pytest.raises(ArgumentError, match="schedule='linear' is not 'plateau' or 'cosine'"):
+        TrainingSettings(schedule="linear")
+
+
+@pytest.mark.filterwarnings("ignore::pyro_armed.errors.ConvergenceWarning")  # mean field
+def test_where_rates_fall_to_zero_restarts_end_closer_together():
+    data = pa.simulate.mixed_model(10, 20, seed=0).frame
+    spread = []
+    for schedule in ("plateau", "cosine"):
+        model = pa.ARMED("y ~ x1 + (1 | group)", data)
+        idata = model.fit(
+            guide="mean_field", epochs=100, batch_size=20, learning_rate=0.05, early_stopping=False,
+            schedule=schedule, restarts=4, draws=400, seed=1, progressbar=False,
+        )  # fmt: skip
+        x1 = idata["posterior"]["x1"].to_numpy()
+        spread.append(x1.mean(1).std() / x1.std(1).mean())
+    # The error of 400 draws' mean is .05 sds; a constant rate circles by a good part of one.
+    assert spread[1] < 0.15 < spread[0]
+
+
 def test_an_elbo_that_is_no_number_is_not_converged():
     objective = objective_of()
     objective.__class__ = type("Bad", (Constant,), {"value": math.nan})

@@ -12,6 +12,7 @@ from torch import nn
 
 import pyro_armed as pa
 from pyro_armed.building import build_adversary
+from pyro_armed.compiled import unchecked_priors
 from pyro_armed.guides import MeanFieldGuide
 from pyro_armed.local import local_parameters
 from pyro_armed.objective import Objective
@@ -292,3 +293,30 @@ def test_training_touches_tables_row_by_row(monkeypatch):
     result = train(objective, data, settings, seed=0, progressbar=False)
     assert set(places) == {8}
     assert result.elbo[-20:].mean() > result.elbo[:20].mean()
+
+
+@pytest.mark.parametrize(
+    ("formula", "family", "sparse"),
+    [
+        ("y ~ x + (1 + x || g)", "gaussian", ()),
+        ("y ~ x + (1 + x || g)", "gaussian", ("g",)),
+        ("count ~ x + (1 | g)", "poisson", ()),
+        ("b ~ x + z + (1 | g)", "bernoulli", ()),
+    ],
+)
+def test_a_step_follows_its_objective_to_another_device(formula, family, sparse):
+    """Tensors on "meta" have no numbers, but do not mix with those of the CPU any more than a GPU's do."""
+    data = frame().assign(count=lambda rows: rows["y"].abs().round())
+    objective = networked() if family == "bernoulli" else objective_of(formula, family, data)
+    update = Update(objective, objective.module.data, 6, 10.0, sparse)
+    moved = objective.module.data.to("meta")
+    objective.to("meta", moved)
+    for tables in (update.counts, update.factors):
+        tables.update({name: tensor.to("meta") for name, tensor in tables.items()})
+    update.frame = update.frame.to("meta")
+    state = initial_state(update.layout, [objective])
+    with local_parameters(), no_validation(), unchecked_priors([objective]):
+        record = update(state, moved.tensors(), torch.arange(6, device="meta"), CONTROLS.to("meta"))
+    assert record.device.type == "meta"
+    assert {tensor.device.type for tensor in state.values()} == {"meta"}
+    assert objective.module.priors.device.type == "meta"

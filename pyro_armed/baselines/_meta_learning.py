@@ -23,7 +23,7 @@ from pyro_armed.families import Family
 from pyro_armed.inference import InferenceSettings
 from pyro_armed.passes import network_inputs, run_rows
 from pyro_armed.seeds import generator_for, seeded, stream
-from pyro_armed.training import TrainingSettings, single_thread
+from pyro_armed.training import TrainingSettings, cosine, single_thread
 
 __all__ = ["MetaLearning", "train_mldg"]
 
@@ -144,7 +144,7 @@ def train_mldg(
         )
     first = InferenceSettings(seed=seed).chain_seed(0)  # the first weights of the other baselines
     network = design._plan.instance(spec, data, first)  # type: ignore[union-attr]
-    budget = {n: task.fit[n] for n in ("epochs", "batch_size", "learning_rate") if n in task.fit}
+    budget = {n: task.fit[n] for n in ("epochs", "batch_size", "learning_rate", "schedule") if n in task.fit}
     steps = TrainingSettings(**{"learning_rate": 0.01, **budget})
     run = _Run(
         network, spec.family, data, torch.as_tensor(task.codes(task.train)), len(task.labels), settings
@@ -177,11 +177,14 @@ class _Run:
         size, n_rows = budget.rows_per_step(self.data.n_rows), self.data.n_rows
         shuffles, roles = generator_for(seed, "minibatches"), generator_for(seed, "virtual groups")
         epochs = (minibatches(n_rows, size, shuffles) for _ in itertools.count())
-        batches = itertools.islice(itertools.chain.from_iterable(epochs), budget.steps(n_rows))
+        total = budget.steps(n_rows)
+        batches = itertools.islice(itertools.chain.from_iterable(epochs), total)
         optimiser = torch.optim.Adam(self.weights.values(), lr=budget.learning_rate)
         self.network.train()
-        bar = tqdm(batches, total=budget.steps(n_rows), desc="MLDG", disable=not progressbar, leave=False)
-        for rows in bar:
+        bar = tqdm(batches, total=total, desc="MLDG", disable=not progressbar, leave=False)
+        for number, rows in enumerate(bar):
+            if budget.schedule == "cosine":
+                optimiser.param_groups[0]["lr"] = budget.learning_rate * cosine(number / total)
             order = torch.randperm(self.n_groups, generator=roles)
             held = torch.isin(self.codes[rows], order[: self.virtual])
             optimiser.zero_grad()

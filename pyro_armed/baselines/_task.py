@@ -87,8 +87,8 @@ class Task:
     family : str or Family
         Response family.
     fit : mapping, optional
-        Arguments of `ARMED.fit`; ``epochs`` (as a number), ``batch_size`` and ``learning_rate`` hold for
-        meta-learning too.
+        Arguments of `ARMED.fit`; ``epochs`` (as a number), ``batch_size``, ``learning_rate`` and ``schedule``
+        hold for meta-learning too.
     new_groups : str
         How models with random effects predict ``unseen``; see `ARMED.predict`.
     reconstruction : str or Reconstruction, optional

@@ -13,6 +13,7 @@ from pyro_armed.armed import ARMED
 from pyro_armed.cli._cross_validate import add_cross_validation, cross_validated, refuse_model_options
 from pyro_armed.cli._fitted_models import load_both, model_and_data, seed_and_quiet, subcommand, support_rows
 from pyro_armed.cli._models import add_model_options, fit_options, model_of
+from pyro_armed.cli._streams import add_stream, is_streamed
 from pyro_armed.cli._tables import (
     SUFFIXES,
     check_writable,
@@ -28,6 +29,9 @@ FIT_EXAMPLE = """\
 example:
   pyro-armed fit "use ~ age + urban + (1 + urban | district)" women.csv --family bernoulli \\
       --network 16,16 --adversary 0.5 --out women.armed --netcdf posterior.nc
+
+  pyro-armed fit "y ~ x + (1 + x | g)" rows.parquet --guide mean_field --epochs 5 --batch-size 8192 \\
+      --stream --out large.armed
 
 In a CSV, an empty cell, NA, NaN and null are missing; None is a label. Labels of groups such as 01
 stay as they are written.
@@ -56,6 +60,7 @@ def add_fit(commands: Any) -> None:
         help="put a classifier of groups in the file, for predict and evaluate --new-groups membership",
     )
     add_model_options(parser)
+    add_stream(parser)
     seed_and_quiet(parser)
     parser.set_defaults(run=_fit)
 
@@ -64,8 +69,11 @@ def _fit(options: argparse.Namespace) -> None:
     check_writable(options.out, MODEL)
     if options.netcdf is not None:
         check_writable(options.netcdf, NETCDF)
-    frame = read_table(options.data, options.formula)
-    model = model_of(options, options.formula, frame)
+    # What a file is too large for, and could be streamed, is; other fits need it whole.
+    able = options.inference == "svi" and options.guide == "mean_field"
+    streamed = is_streamed(options.data, options) and (options.stream or able)
+    rows = options.data if streamed else read_table(options.data, options.formula)
+    model = model_of(options, options.formula, rows)
     idata = model.fit(**fit_options(options), seed=options.seed, progressbar=not options.quiet)
     if options.membership:
         model.fit_membership(progressbar=not options.quiet)

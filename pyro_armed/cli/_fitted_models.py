@@ -14,7 +14,7 @@ from pyro_armed.cli._text import HelpFormatter
 from pyro_armed.errors import ArgumentError
 from pyro_armed.new_groups import MODES
 
-__all__ = ["load_both", "model_and_data", "seed_and_quiet", "subcommand", "support_rows"]
+__all__ = ["load_both", "load_model", "model_and_data", "seed_and_quiet", "subcommand", "support_rows"]
 
 
 def subcommand(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:
@@ -104,12 +104,17 @@ def load_both(options: argparse.Namespace) -> tuple[ARMED, pd.DataFrame]:
     ArgumentError, DataError, FileFormatError
         For files that are not there or cannot be read.
     """
+    model = load_model(options)
+    return model, read_table(options.data, model.formula, model.spec.groups)
+
+
+def load_model(options: argparse.Namespace) -> ARMED:
+    """The model that the options name; see `load_both`."""
     check_suffix(options.data, SUFFIXES)
     path = Path(options.model)
     if not path.is_file():
         raise ArgumentError(f"There is no model file '{options.model}'.")
-    model = load(path)
-    return model, read_table(options.data, model.formula, model.spec.groups)
+    return load(path)
 
 
 def support_rows(options: argparse.Namespace, model: ARMED) -> pd.DataFrame | None:

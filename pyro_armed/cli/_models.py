@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -53,10 +54,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     inference.add_argument("--epochs", type=int, help="most passes over the data")
     inference.add_argument("--batch-size", type=int, help="rows per step")
     inference.add_argument("--learning-rate", type=float, help="first learning rate")
+    inference.add_argument(
+        "--schedule", default="plateau", help="how the rate falls: plateau or cosine (%(default)s)"
+    )
+    inference.add_argument("--device", help="where networks are trained, such as cuda; the CPU if left out")
     return [*model._group_actions, *inference._group_actions]
 
 
-def model_of(options: argparse.Namespace, formula: str, frame: pd.DataFrame) -> ARMED:
+def model_of(options: argparse.Namespace, formula: str, frame: pd.DataFrame | Path) -> ARMED:
     """The model that the options ask for.
 
     Parameters
@@ -65,8 +70,8 @@ def model_of(options: argparse.Namespace, formula: str, frame: pd.DataFrame) -> 
         With those of `add_model_options`.
     formula : str
         Its formula.
-    frame : pandas.DataFrame
-        Training rows.
+    frame : pandas.DataFrame or Path
+        Training rows, or a Parquet file of them to be streamed.
 
     Returns
     -------
@@ -96,7 +101,8 @@ def fit_options(options: argparse.Namespace) -> dict[str, Any]:
     -------
     dict
     """
-    names = ("inference", "guide", "restarts", "draws", "epochs", "batch_size", "learning_rate")
+    names = ["inference", "guide", "restarts", "draws", "epochs", "batch_size", "learning_rate", "schedule"]
+    names.append("device")
     return {name: getattr(options, name) for name in names}
 
 

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pyro_armed.cli._fitted_models import load_both, model_and_data, seed_and_quiet, subcommand, support_rows
-from pyro_armed.cli._tables import SUFFIXES, check_writable, read_table, write_table
+from pyro_armed.armed import ARMED
+from pyro_armed.cli._fitted_models import (
+    load_model,
+    model_and_data,
+    seed_and_quiet,
+    subcommand,
+    support_rows,
+)
+from pyro_armed.cli._streams import add_stream, blocks_of_rows, is_streamed, write_blocks
+from pyro_armed.cli._tables import SUFFIXES, check_writable, read_table
 from pyro_armed.cli._text import say
 from pyro_armed.conformal import INTERVALS
 from pyro_armed.errors import ArgumentError
+from pyro_armed.membership import Membership
 from pyro_armed.predict import KINDS
+from pyro_armed.seeds import stream
 
 __all__ = ["add_predict", "prediction_table"]
 
@@ -53,30 +64,60 @@ def add_predict(commands: Any) -> None:
         help="rows with their response of groups that training did not have, .csv or .parquet",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="table, .csv or .parquet")
+    add_stream(parser)
     seed_and_quiet(parser)
     parser.set_defaults(run=_predict)
 
 
 def _predict(options: argparse.Namespace) -> None:
     check_writable(options.out, SUFFIXES)
-    model, frame = load_both(options)
+    model = load_model(options)
+    streamed = is_streamed(options.data, options)
+    if streamed and options.new_groups == Membership.name:
+        raise ArgumentError(
+            "--new-groups membership looks at all rows of a new group at once: leave --stream out, or cut "
+            "the file between groups."
+        )
     calibration = None
     if options.calibration is not None:
         calibration = read_table(options.calibration, model.formula, model.spec.groups)
-    predicted = model.predict(
+    how = {"support": support_rows(options, model), "calibration": calibration}
+    count = 0
+
+    def tables() -> Iterator[pd.DataFrame]:
+        nonlocal count
+        for number, frame in enumerate(_frames(options, model, streamed)):
+            # The first rows get what they would get alone; later ones other random numbers.
+            seed = stream(options.seed, "rows", number) if number else options.seed
+            table = prediction_table(_predicted(model, frame, options, seed, how))
+            yield table.assign(row=table["row"] + count)
+            count += len(frame)
+
+    write_blocks(options.out, tables)
+    if not options.quiet:
+        say(f"{count} predictions: {options.out}")
+
+
+def _frames(options: argparse.Namespace, model: ARMED, streamed: bool) -> Iterator[pd.DataFrame]:
+    if streamed:
+        yield from blocks_of_rows(options.data, model)
+    else:
+        yield read_table(options.data, model.formula, model.spec.groups)
+
+
+def _predicted(
+    model: ARMED, frame: pd.DataFrame, options: argparse.Namespace, seed: int, how: Mapping[str, Any]
+) -> Any:
+    return model.predict(
         frame,
         new_groups=options.new_groups,
-        support=support_rows(options, model),
         kind=options.kind,
         draws=options.draws,
         intervals=options.intervals,
         level=options.level,
-        calibration=calibration,
-        seed=options.seed,
+        seed=seed,
+        **how,
     )
-    write_table(options.out, prediction_table(predicted))
-    if not options.quiet:
-        say(f"{len(frame)} predictions: {options.out}")
 
 
 def prediction_table(predicted: Any) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from pyro_armed.errors import DataError, FileFormatError
 from pyro_armed.files import write_whole
+from pyro_armed.integers import Integers
 from pyro_armed.spec import Group
 
 # What counts as missing in a CSV. Not "None": R's tables have it as a level, and readers that take it for
@@ -73,6 +74,23 @@ def read_table(path: Path, formula: str, groups: Iterable[Group] = ()) -> pd.Dat
     except (ValueError, OSError) as error:  # pandas' parser errors and pyarrow's are ValueErrors
         reason = " ".join(str(error).split())
         raise FileFormatError(f"'{path}' cannot be read as {suffix[1:].upper()}: {reason}") from error
+    return with_known_labels(frame, groups)
+
+
+def with_known_labels(frame: pd.DataFrame, groups: Iterable[Group]) -> pd.DataFrame:
+    """Rows whose group labels are those that a model knows, where their texts are the same.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        The rows; changed in place.
+    groups : iterable of Group
+        Groups of a fitted model.
+
+    Returns
+    -------
+    pandas.DataFrame
+    """
     for group in groups:
         if group.name in frame.columns:
             frame[group.name] = _known_labels(frame[group.name], group)
@@ -101,6 +119,8 @@ def _numbers(column: pd.Series) -> pd.Series:
 
 def _known_labels(column: pd.Series, group: Group) -> pd.Series:
     """Labels of a column as the model knows them, matched by their text."""
+    if isinstance(group.labels, Integers) and column.dtype.kind in "iu":
+        return column
     known = {label_text(label): label for label in group.labels}
     found = column.astype(object)
     return found.map(lambda label: known.get(label_text(label), label))

@@ -80,7 +80,7 @@ def grouped_rows(model: ARMED, data: Any, group: str | None) -> Grouped:
         known, labels = codes[name], list(model.spec.group(name).labels)
     else:
         known, found = pd.factorize(group_labels(data[name].iloc[rows], str(name)))
-        labels = list(found)
+        labels = found.tolist()
         if (known < 0).any():
             raise DataError(f"Column '{name}' has missing labels; fill them in, or leave these rows out.")
     if "all" in map(str, labels):

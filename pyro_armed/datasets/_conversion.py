@@ -18,6 +18,7 @@ CONVERSION_COLUMNS = (
     "AGE", "PTGENDER", "PTEDUCAT", "APOE4", "CDRSB", "ADAS13", "MMSE", "RAVLT_immediate", "FAQ", "FDG",
     "Ventricles", "Hippocampus", "Entorhinal", "MidTemp", "ICV",
 )  # fmt: skip
+_GENDERS = {"Male": 1.0, "Female": 0.0}
 _KEYS = ("RID", "SITE", "VISCODE", "DX_bl", "DX")
 
 
@@ -69,7 +70,8 @@ def conversion(frame: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     DataError
-        If columns or baseline visits are missing, or nobody's outcome is known.
+        If columns or baseline visits are missing, nobody's outcome is known, a participant has no SITE, or a
+        predictor has other values than ADNIMERGE.csv.
 
     Examples
     --------
@@ -93,8 +95,11 @@ def conversion(frame: pd.DataFrame) -> pd.DataFrame:
             "24 or dementia before; the table needs the visits after baseline too."
         )
     table = known[["RID", "SITE", *CONVERSION_COLUMNS]].reset_index(drop=True)
+    if lost := int(table["SITE"].isna().sum()):
+        raise DataError(f"{lost} of {len(table)} participants have no SITE; fill it in or leave them out.")
     table["SITE"] = table["SITE"].map(lambda site: f"{site:g}" if isinstance(site, float) else str(site))
-    table["PTGENDER"] = (table["PTGENDER"] == "Male").astype(float)
+    _check_values(table)
+    table["PTGENDER"] = table["PTGENDER"].map(_GENDERS)
     for column in CONVERSION_COLUMNS:
         table[column] = pd.to_numeric(table[column], errors="coerce")
     table.insert(2, "converted", converted[known.index].to_numpy().astype(np.int64))
@@ -115,3 +120,18 @@ def _check_columns(frame: pd.DataFrame) -> None:
         raise DataError(
             f"The table lacks the column(s) {', '.join(missing)} of ADNIMERGE.csv; add them by these names."
         )
+
+
+def _check_values(table: pd.DataFrame) -> None:
+    """Refuse columns that have the right name and something else in them; single odd values are missing."""
+    strange = set(table["PTGENDER"].dropna()) - set(_GENDERS)
+    if strange:
+        raise DataError(
+            f"PTGENDER has the value {min(strange, key=str)!r}; ADNIMERGE.csv has 'Male' and 'Female' there."
+        )
+    for column in CONVERSION_COLUMNS:
+        values = table[column].dropna()
+        if column != "PTGENDER" and len(values) and pd.to_numeric(values, errors="coerce").isna().all():
+            raise DataError(
+                f"{column} has no number, but for example {values.iloc[0]!r}; give its measurements."
+            )

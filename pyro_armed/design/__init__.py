@@ -2,6 +2,6 @@
 
 from pyro_armed.design._encoded import Encoded
 from pyro_armed.design._formula import FormulaDesign
-from pyro_armed.design._streamed import StreamedDesign
+from pyro_armed.design._streamed import SAMPLE, StreamedDesign
 
-__all__ = ["Encoded", "FormulaDesign", "StreamedDesign"]
+__all__ = ["SAMPLE", "Encoded", "FormulaDesign", "StreamedDesign"]

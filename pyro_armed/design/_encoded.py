@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pyro_armed.batch import Batch
 from pyro_armed.errors import DataError, FileFormatError
 from pyro_armed.families import Family, Response
 from pyro_armed.groups import GroupIndex, decode_labels, encode_labels
+from pyro_armed.integers import Integers
 from pyro_armed.spec import Group, ModelSpec, Predictor
 
 __all__ = [
@@ -240,7 +241,7 @@ def model_spec(
         response=known.name,
         family=family,
         predictors=tuple(predictors),
-        groups=tuple(Group(n, tuple(i.labels), tuple(i.counts.tolist())) for n, i in groups.items()),
+        groups=tuple(Group(n, i.labels, Integers(i.counts)) for n, i in groups.items()),
         n_rows=known.n_rows,
         levels=tuple(known.levels or ()),
         response_scale=known.scale,
@@ -271,7 +272,11 @@ def spec_to_config(spec: ModelSpec) -> dict[str, Any]:
     """
     config = replace(spec, groups=()).to_config()
     config["groups"] = [
-        {**asdict(replace(group, labels=())), "labels": encode_labels(group.labels, group.name)}
+        {
+            "name": group.name,
+            "labels": encode_labels(group.labels, group.name),
+            "counts": list(group.counts),
+        }
         for group in spec.groups
     ]
     config["levels"] = encode_labels(spec.levels, spec.response)

@@ -34,6 +34,7 @@ from pyro_armed.errors import ArgumentError, ArmedError, FileFormatError, Formul
 from pyro_armed.families import Family, Response
 from pyro_armed.formula import FEATURES, quote
 from pyro_armed.groups import GroupIndex
+from pyro_armed.integers import Integers
 from pyro_armed.predictors import PredictorColumns
 from pyro_armed.spec import EffectBlock, Group, ModelSpec, Predictor, Term, with_layers
 from pyro_armed.terms import CommonTerms, unsafe_calls
@@ -210,7 +211,7 @@ class FormulaDesign:
         other.__dict__.update({name: value for name, value in vars(self).items() if name != "training"})
         other._groups = {**self._groups, **groups}
         other.spec = self.spec.with_groups(
-            {name: Group(name, tuple(i.labels), tuple(i.counts.tolist())) for name, i in groups.items()}
+            {name: Group(name, i.labels, Integers(i.counts)) for name, i in groups.items()}
         )
         return other
 

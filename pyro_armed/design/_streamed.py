@@ -21,6 +21,7 @@ from pyro_armed.errors import ArgumentError, DataError, FormulaError
 from pyro_armed.families import Family, Response
 from pyro_armed.formula import FEATURES, variables
 from pyro_armed.groups import GroupIndex, combine_columns, group_labels
+from pyro_armed.integers import Integers
 from pyro_armed.parquet import Distinct, ParquetRows, incomplete_rows
 from pyro_armed.seeds import stream
 from pyro_armed.spec import with_layers
@@ -169,6 +170,10 @@ class StreamedDesign(FormulaDesign):
         if len(labels) < 2:
             return GroupIndex.from_values(name, labels)  # says so
         order = found.order(columns[0]) if len(columns) == 1 else None
+        if labels.dtype == np.int64 and order is None:
+            ascending = labels.argsort()
+            sizes = distinct["count_all"].to_numpy(np.int64)
+            return GroupIndex(name, Integers(labels[ascending]), Integers(sizes[ascending]))
         counts = dict(zip(labels.tolist(), distinct["count_all"].tolist(), strict=True))
         wanted = frames.ordered(counts) if order is None else [label for label in order if label in counts]
         return GroupIndex(name, wanted, [counts[label] for label in wanted])
@@ -302,11 +307,13 @@ class _Lookup:
 
     def __init__(self, index: GroupIndex):
         self.index = index
-        kinds = {type(label) for label in index.labels}
+        labels = index.labels
+        kinds: set[Any] = {int} if isinstance(labels, Integers) else {type(label) for label in labels}
         self.kind = kinds.pop() if len(kinds) == 1 else None
         self._table: pd.Index | None = None
         if self.kind in (int, str):
-            self._table = pd.Index(index.labels, dtype=np.int64 if self.kind is int else object)
+            found = labels.array if isinstance(labels, Integers) else labels
+            self._table = pd.Index(found, dtype=np.int64 if self.kind is int else object)
 
     def codes(self, parts: Sequence[pd.Series], names: Sequence[str]) -> np.ndarray:
         """Codes of some rows, -1 for unknown labels."""

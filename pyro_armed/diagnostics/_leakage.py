@@ -219,7 +219,7 @@ def _permuted(
 @torch.no_grad()
 def _features(module: MixedEffectsModule, batch: Batch, layers: str | Sequence[str] | None) -> Tensor:
     names = (layers,) if isinstance(layers, str) else tuple(layers or ())
-    with local_parameters(), layer_outputs(module.network, names) as outputs:
+    with local_parameters(), layer_outputs(module.network, names, joined=True) as outputs:
         hidden = module.hidden(batch)
     if hidden is None:
         raise ArgumentError("leakage needs a network, whose features it looks at.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,21 +40,24 @@ def write_checkpoint(task: Task, optimizer: torch.optim.Optimizer, path: str | o
         "kind": _KIND,
         "formula": task.model[0].formula,
         "step": task.step,
+        "sizes": [len(group["params"]) for group in state["param_groups"]],
         "rates": [group["lr"] for group in state["param_groups"]],
         "progress": task.progress(),
     }
     write_container(path, tensors, header)
 
 
-def restore_checkpoint(task: Task, optimizer: torch.optim.Optimizer, path: str | os.PathLike[str]) -> None:
+def restore_checkpoint(
+    task: Task, optimizer: torch.optim.Optimizer | None, path: str | os.PathLike[str]
+) -> None:
     """Put back what `write_checkpoint` wrote, on whatever device the task is.
 
     Parameters
     ----------
     task : Task
         Of the same model.
-    optimizer : Optimizer
-        Its Adam.
+    optimizer : Optimizer, optional
+        Its Adam; None: moments and learning rates are left in the file.
     path : path-like
         The file.
 
@@ -74,15 +78,28 @@ def restore_checkpoint(task: Task, optimizer: torch.optim.Optimizer, path: str |
         raise FileFormatError(
             f"The checkpoint '{path}' is of another model ({header.get('formula')}); make that one."
         ) from error
+    if optimizer is not None:
+        _restore_optimizer(optimizer, tensors, header)
+    task.records = list(tensors["records"]) if "records" in tensors else []
+    task.step = int(header["step"])
+    task.restore_progress(header["progress"])
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
+) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("adam."):
             _, number, moment = name.split(".", 2)
             state.setdefault(int(number), {})[moment] = tensor
     described: dict[str, Any] = optimizer.state_dict()
+    sizes = [len(group["params"]) for group in described["param_groups"]]
+    if header["sizes"] != sizes:
+        raise FileFormatError(
+            "The checkpoint was written with another batch size or number of processes, and has other "
+            "moments; go on with those, or read it with fit_from()."
+        )
     for group, rate in zip(described["param_groups"], header["rates"], strict=True):
         group["lr"] = rate
     optimizer.load_state_dict({"state": state, "param_groups": described["param_groups"]})
-    task.records = list(tensors["records"]) if "records" in tensors else []
-    task.step = int(header["step"])
-    task.restore_progress(header["progress"])

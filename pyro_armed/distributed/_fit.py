@@ -110,8 +110,9 @@ def fit(
         raise ArgumentError("resume=True needs checkpoint=..., the file to go on from.")
     settings = TrainingSettings(epochs=epochs, batch_size=batch_size, early_stopping=early_stopping)
     with _processes(timeout) as (rank, world, device):
-        task = Task(model, seed=seed, learning_rate=learning_rate, early_stopping=early_stopping)
         shard = Shard(model, batch_size, seed=seed, rank=rank, world=world)
+        how: dict[str, Any] = {"learning_rate": learning_rate, "early_stopping": early_stopping}
+        task = Task(model, seed=seed, size=shard.size, **how)
         steps = int(settings.max_steps) if epochs is None else int(epochs) * shard.steps
         loop = _Loop(task.to(device), shard, steps, device, precision)
         if checkpoint is not None and resume and Path(checkpoint).exists():
@@ -161,7 +162,7 @@ def fit_from(model: Any, checkpoint: str | os.PathLike[str], *, draws: int = 500
     20
     """
     task = Task(model, seed=seed)
-    restore_checkpoint(task, task.optimizer(), checkpoint)
+    restore_checkpoint(task, None, checkpoint)
     return task.finish(draws=draws)
 
 
@@ -200,6 +201,7 @@ class _Loop:
             loss, record = self.wrapped(batch, rank=self.shard.rank, step=task.step, adversary_weight=weight)
         self.optimizer.zero_grad()
         loss.backward()
+        task.collect()
         task.clip()
         self.optimizer.step()
         task.records.append(record)

@@ -16,7 +16,7 @@ from pyro_armed.streamed_fit import BATCH
 from pyro_armed.streaming import RowStream
 from pyro_armed.training import TrainingSettings
 
-__all__ = ["Shard", "training_rows"]
+__all__ = ["Shard", "rows_per_step", "training_rows"]
 
 
 class Shard:
@@ -63,10 +63,8 @@ class Shard:
         data, streamed = training_rows(model), isinstance(model._design, StreamedDesign)
         if data.n_rows < world:
             raise ArgumentError(f"{world} processes share {data.n_rows} rows; start fewer.")
-        if batch_size is None and streamed:
-            batch_size = BATCH
         own = data.n_rows // world
-        self.size = TrainingSettings(batch_size=batch_size).rows_per_step(own)
+        self.size = rows_per_step(model, batch_size, world)
         self.seed, self.rank, self.world = seed, rank, world
         self.data = data
         self._stream: RowStream | None = None
@@ -96,6 +94,13 @@ class Shard:
         own = order[self.rank :: self.world][: self.steps * self.size]
         for rows in own.split(self.size):
             yield self.data.select(rows)
+
+
+def rows_per_step(model: Any, batch_size: int | None, world: int) -> int:
+    """Rows of a minibatch of one of several processes; arguments as of `Shard`."""
+    if batch_size is None and isinstance(model._design, StreamedDesign):
+        batch_size = BATCH
+    return TrainingSettings(batch_size=batch_size).rows_per_step(training_rows(model).n_rows // world)
 
 
 def training_rows(model: Any) -> Batch:

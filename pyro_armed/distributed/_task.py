@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pyro_armed.batch import Batch
 from pyro_armed.compiled import unchecked_priors
 from pyro_armed.design import StreamedDesign
 from pyro_armed.distributed._shards import training_rows
+from pyro_armed.distributed._tables import LazyAdam, exchanged, sparse_gradients, world_size
 from pyro_armed.guides import MeanFieldGuide
 from pyro_armed.inference import InferenceSettings, Trained, assembled, mean_field_chain
 from pyro_armed.local import local_parameters
 from pyro_armed.seeds import seeded, stream
 from pyro_armed.streamed_fit import chain_from, start
 from pyro_armed.training import Plateau, TrainingResult
+from pyro_armed.updates import BETAS, Parts, sparse_groups
 
 __all__ = ["WINDOW", "Task"]
 
@@ -40,12 +45,14 @@ class Task(nn.Module):
         Adam's learning rate; None: 0.02, with a network 0.01.
     early_stopping : bool
         Whether to lower the learning rate, and to stop, when the smoothed ELBO stops rising.
+    size : int, optional
+        Rows of a minibatch of one process, where `spare` is to go by them.
 
     Notes
     -----
-    Only the effects of a batch's groups are drawn where there are many more, but the gradient of the guide's
-    tables, which processes exchange, has a row for every group: with millions of groups and a slow network
-    between machines, one process with `ARMED.fit` may be faster.
+    Where groups are many more than the rows of a minibatch, the guide's tables get no gradient from
+    ``backward()``: `collect` exchanges that of the rows in the processes' batches, and the optimiser moves
+    these rows alone, as in one process.
 
     Examples
     --------
@@ -58,7 +65,13 @@ class Task(nn.Module):
     """
 
     def __init__(
-        self, model: Any, *, seed: int = 0, learning_rate: float | None = None, early_stopping: bool = True
+        self,
+        model: Any,
+        *,
+        seed: int = 0,
+        learning_rate: float | None = None,
+        early_stopping: bool = True,
+        size: int | None = None,
     ):
         super().__init__()
         self.settings = InferenceSettings(
@@ -73,16 +86,20 @@ class Task(nn.Module):
         rows = training_rows(model)
         self._ingredients = model._ingredients(rows)
         objective = start(self._ingredients, self.chain_seed)
-        self._objective = (objective,)
+        self._objective, self._parts = (objective,), (Parts(objective),)
         self.module, self.guide = objective.module, cast(MeanFieldGuide, objective.guide)
         self.classifiers = None if objective.adversary is None else objective.adversary.classifiers
         # No buffers: DDP would send them to all processes in every step.
-        self._counts = {group.name: torch.tensor(group.counts) for group in self.module.spec.groups}
+        self._counts = {g.name: torch.tensor(np.asarray(g.counts)) for g in self.module.spec.groups}
+        self._tables: dict[str, list[str]] = {}
+        self._pending: list[tuple[str, Tensor, list[Tensor]]] = []
         self.records: list[Tensor] = []
         self.step = 0
         self._usual = float("inf")
         self._plateau = Plateau()
         self._freeze_unused(rows.select(torch.arange(min(rows.size, 8))))
+        if size is not None:
+            self.spare(size)
 
     @property
     def rate(self) -> float:
@@ -112,7 +129,7 @@ class Task(nn.Module):
         record : Tensor, shape (1 + G,)
             ELBO per row; accuracy of the adversary for each of its grouping factors.
         """
-        (objective,) = self._objective
+        (objective,), (whole,) = self._objective, self._parts
         own = stream(self.chain_seed, "training", rank, step)
         with (
             seeded(own, [batch.device]),
@@ -120,16 +137,19 @@ class Task(nn.Module):
             pyro.validation_enabled(False),
             unchecked_priors([objective]),
         ):
-            parts = objective(self._present(batch), adversary_weight)
+            batch, leaves = self._present(batch)
+            parts = functional_call(whole, leaves, (batch, adversary_weight))
         accuracy = parts.adversary_accuracy.detach().double()
         return parts.total, torch.cat([-parts.elbo.detach().reshape(1).double(), accuracy])
 
-    def _present(self, batch: Batch) -> Batch:
-        """The batch with the effects of its groups alone, where there are many more."""
+    def _present(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
+        """The batch with the effects of its groups alone, where there are many more, and rows of tables."""
         watched = () if self._objective[0].adversary is None else self._objective[0].adversary.groups
         codes, present, scale = dict(batch.codes), {}, {}
+        leaves: dict[str, Tensor] = {}
         for group in self.module.spec.groups:
-            if group.size <= 2 * batch.size or batch.size == batch.n_rows or group.name in watched:
+            few = group.size <= 2 * batch.size or batch.size == batch.n_rows or group.name in watched
+            if few and group.name not in self._tables:
                 continue
             found, codes[group.name], rows = batch.codes[group.name].unique(
                 return_inverse=True, return_counts=True
@@ -137,7 +157,18 @@ class Task(nn.Module):
             counts = self._counts[group.name][found.cpu()].to(found.device)
             present[group.name] = found
             scale[group.name] = rows.double() / counts * (batch.n_rows / batch.size)
-        return replace(batch, codes=codes, present=present, group_scale=scale)
+            if group.name in self._tables:
+                present[group.name] = torch.arange(len(found), device=found.device)
+                leaves |= self._leaves(group.name, found)
+        return replace(batch, codes=codes, present=present, group_scale=scale), leaves
+
+    def _leaves(self, group: str, found: Tensor) -> dict[str, Tensor]:
+        """Rows of a factor's tables, whose gradient `collect` takes."""
+        tables = [self.guide.get_parameter(name) for name in self._tables[group]]
+        rows = [table.detach()[found].requires_grad_(torch.is_grad_enabled()) for table in tables]
+        if torch.is_grad_enabled():
+            self._pending.append((group, found, rows))
+        return {f"guide.{name}": part for name, part in zip(self._tables[group], rows, strict=True)}
 
     def weight_at(self, progress: float) -> float:
         """The adversary's weight after a fraction of training."""
@@ -156,24 +187,63 @@ class Task(nn.Module):
         for name, buffer in self.named_buffers():
             buffer.copy_(buffers[name])
 
+    # --- tables of many groups ---------------------------------------------------------------------------
+
+    def spare(self, size: int) -> None:
+        """Train the effects of factors with many more groups than a minibatch has rows as tables.
+
+        To be called before the task is wrapped for several processes, and before `optimizer`.
+
+        Parameters
+        ----------
+        size : int
+            Rows of a minibatch of one process.
+        """
+        for name in itertools.chain(*self._tables.values()):
+            self.guide.get_parameter(name).requires_grad_(True)
+        found = sparse_groups(self._objective[0], training_rows(self.model[0]), size)
+        owners = self.guide.tables()
+        self._tables = {group: [name for name in owners if owners[name] == group] for group in found}
+        for name in itertools.chain(*self._tables.values()):
+            # DDP neither waits for their gradient nor sends it.
+            self.guide.get_parameter(name).requires_grad_(False)
+
+    def collect(self) -> None:
+        """Average the gradients of the tables' rows over the processes; after each ``backward()``."""
+        for group, names in self._tables.items():
+            own = [(found, rows) for one, found, rows in self._pending if one == group]
+            own = [(found, rows) for found, rows in own if rows[0].grad is not None]
+            tables = [self.guide.get_parameter(name) for name in names]
+            gradients = [
+                torch.cat([row.grad.reshape(len(found), -1) for row in rows], dim=1)  # type: ignore[union-attr]
+                for found, rows in own
+            ]
+            codes, averaged = exchanged(torch.cat([found for found, _ in own]), torch.cat(gradients))
+            for table, gradient in zip(tables, sparse_gradients(tables, codes, averaged), strict=True):
+                table.grad = gradient
+        self._pending.clear()
+
     # --- the optimiser -----------------------------------------------------------------------------------
 
-    def optimizer(self) -> torch.optim.Adam:
+    def optimizer(self) -> LazyAdam:
         """Adam as in `ARMED.fit`, the adversary's classifiers with settings of their own."""
         head = self._objective[0].adversary
         own = [] if self.classifiers is None else list(self.classifiers.parameters())
         others = [p for part in (self.module, self.guide) for p in part.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [{"params": others, "lr": self.rate}]
+        if self._tables:
+            tables = [self.guide.get_parameter(name) for name in itertools.chain(*self._tables.values())]
+            groups.append({"params": tables, "lr": self.rate})
         if head is not None:
             decay, rate = head.settings.weight_decay, head.settings.learning_rate
             groups.append({"params": own, "lr": rate, "weight_decay": decay})
-        return torch.optim.Adam(groups, betas=(0.9, 0.99))
+        return LazyAdam(groups, betas=BETAS)
 
     @torch.no_grad()
     def clip(self) -> None:
         """Shorten the gradient to ten times its usual norm; leave out one that is not finite."""
         gradients = [p.grad for part in (self.module, self.guide) for p in part.parameters()]
-        known = [gradient for gradient in gradients if gradient is not None]
+        known = [g._values() if g.is_sparse else g for g in gradients if g is not None]
         norm = float(torch.stack([g.double().square().sum() for g in known]).sum().sqrt())
         finite = norm < float("inf")  # false for NaN
         shortened = min(norm, 10.0 * self._usual)
@@ -253,6 +323,8 @@ class Task(nn.Module):
         (model,) = self.model
         self.cpu()
         self.eval()
+        for parameter in self.guide.parameters():
+            parameter.requires_grad_(True)
         settings = replace(self.settings, draws=draws)
         head = self._objective[0].adversary
         width = 1 + (0 if head is None else len(head.groups))
@@ -272,8 +344,7 @@ class Task(nn.Module):
 def mean_records(records: Sequence[Tensor]) -> Tensor:
     """Records of some steps, averaged over the processes, shape (steps, 1 + G)."""
     window = torch.stack(list(records))
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-        distributed.all_reduce(window)
-        window /= distributed.get_world_size()
+    if world_size() > 1:
+        torch.distributed.all_reduce(window)
+        window /= world_size()
     return window.cpu()

@@ -146,7 +146,8 @@ def constant_dataset(
     """
     table = Table(rows=row_labels(index, batch.size))
     for name, codes in batch.codes.items():
-        labels = coordinate([*spec.group(name).labels, *(new_groups or {}).get(name, ())])
+        seen, new = spec.group(name).labels, (new_groups or {}).get(name)
+        labels = coordinate([*seen, *new] if new else seen)
         table.add(name, (OBSERVATIONS,), labels[codes.cpu().numpy()], lead=())
     known = {"trials": batch.trials, "weights": batch.weights}
     known |= {spec.predictor(name).common_name("offset"): value for name, value in batch.offsets.items()}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_armed.errors import ArgumentError
 from pyro_armed.groups import GroupIndex
+from pyro_armed.integers import Integers
 from pyro_armed.module import OBSERVATIONS
 
 __all__ = [
@@ -108,7 +109,7 @@ class Table:
 
     def dim(self, name: str, labels: Iterable[Any], otherwise: str | None = None) -> str:
         """A dimension with these labels; by its second name where the first has other labels."""
-        values = coordinate(list(labels))
+        values = coordinate(labels)
         candidate = variable_name(name)
         if otherwise is not None and self._differs(candidate, values):
             candidate = variable_name(otherwise)
@@ -142,8 +143,11 @@ class Table:
         return xr.Dataset(named, coords={k: v for k, v in self.coordinates.items() if k in used})
 
 
-def coordinate(labels: Sequence[Any]) -> np.ndarray:
+def coordinate(labels: Iterable[Any]) -> np.ndarray:
     """Labels as a coordinate of integers or strings."""
+    if isinstance(labels, Integers):
+        return labels.array
+    labels = list(labels)
     values = np.array(GroupIndex("", labels, ()).coordinates())
     return values if values.dtype.kind in "iU" else np.array([str(label) for label in labels], dtype=str)
 

@@ -8,6 +8,7 @@ from pyro_armed.networks._autoencoder import AutoencoderClassifier
 from pyro_armed.networks._builtin import CNN, MLP, BuiltIn
 from pyro_armed.networks._config import from_config
 from pyro_armed.networks._layers import flattened, layer_outputs
+from pyro_armed.networks._layout import channels_last, image_layers
 from pyro_armed.networks._modulation import (
     changed_layers,
     keep_still,
@@ -35,12 +36,14 @@ __all__ = [
     "BuiltIn",
     "Pass",
     "changed_layers",
+    "channels_last",
     "copy_network",
     "count_parameters",
     "features_and_output",
     "find_output_layer",
     "flattened",
     "from_config",
+    "image_layers",
     "keep_still",
     "layer_outputs",
     "layer_shapes",

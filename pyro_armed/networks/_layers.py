@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pyro_armed.errors import ArgumentError
 
 
 @contextmanager
-def layer_outputs(network: nn.Module | None, layers: Sequence[str]) -> Iterator[dict[str, Any]]:
+def layer_outputs(
+    network: nn.Module | None, layers: Sequence[str], *, joined: bool = False
+) -> Iterator[dict[str, Any]]:
     """Keep what named layers return, by name, each time the network runs within the block.
 
     Parameters
@@ -20,6 +23,9 @@ def layer_outputs(network: nn.Module | None, layers: Sequence[str]) -> Iterator[
         Any module; it is left as it was.
     layers
         Names of submodules, as in ``network.named_modules()``.
+    joined
+        Whether the outputs of successive runs are put one below the other, for rows that come in parts; else
+        the last run counts.
 
     Raises
     ------
@@ -40,7 +46,8 @@ def layer_outputs(network: nn.Module | None, layers: Sequence[str]) -> Iterator[
 
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, result: Any) -> None:
-            seen[name] = result
+            both = joined and isinstance(result, Tensor) and isinstance(seen.get(name), Tensor)
+            seen[name] = torch.cat([seen[name], result]) if both else result
 
         return hook
 
@@ -60,7 +67,9 @@ def _layer(network: nn.Module | None, name: str) -> nn.Module:
     return known[name]
 
 
-def flattened(outputs: Mapping[str, Any], layers: Sequence[str], rows: int) -> Tensor:
+def flattened(
+    outputs: Mapping[str, Any], layers: Sequence[str], rows: int, *, grid: int | None = None
+) -> Tensor:
     """The outputs of several layers side by side, (B, F).
 
     Parameters
@@ -71,6 +80,9 @@ def flattened(outputs: Mapping[str, Any], layers: Sequence[str], rows: int) -> T
         Which, in which order.
     rows
         Number of input rows B.
+    grid
+        Images (B, K, H, W) are averaged over ``grid`` x ``grid`` parts of nearly equal size, where they have
+        more positions; None keeps each position.
 
     Raises
     ------
@@ -88,5 +100,19 @@ def flattened(outputs: Mapping[str, Any], layers: Sequence[str], rows: int) -> T
                 f"the network's layer {name!r} must return one tensor with a row for each row of the input, "
                 f"({rows}, ...), but returns {found}; name another layer."
             )
-        parts.append(output.reshape(rows, -1))
+        parts.append(_averaged(output, grid).reshape(rows, -1))
     return torch.cat(parts, dim=1)
+
+
+def _averaged(output: Tensor, grid: int | None) -> Tensor:
+    """Images (B, K, H, W) averaged over the parts of a grid; everything else as it is."""
+    if grid is None or output.dim() != 4:
+        return output
+    size = [min(side, grid) for side in output.shape[2:]]
+    if any(side % parts for side, parts in zip(output.shape[2:], size, strict=True)):
+        return functional.adaptive_avg_pool2d(output, size)
+    # Several times as fast as adaptive pooling, and in long loops where channels come last in memory.
+    (height, width), channels = output.shape[2:], output.shape[1]
+    lines = output.permute(0, 2, 3, 1).reshape(len(output), size[0], height // size[0], width * channels)
+    parts = lines.mean(2).reshape(len(output), size[0], size[1], width // size[1], channels).mean(3)
+    return parts.permute(0, 3, 1, 2)

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from pyro_armed.errors import ArgumentError
+from pyro_armed.networks._instance_norm import normalised_images
 from pyro_armed.networks._reading import run_network, untouched
 
 _SHOWN = 12
@@ -62,11 +62,7 @@ def scale_and_shift(
     weight = None if scale is None else (1.0 + scale).to(h.dtype)
     shift = None if bias is None else bias.to(h.dtype)
     if spatial and normalize:
-        # Rows as channels of one row: batch normalisation's kernel does all in one go, forward and backward.
-        flat = h.reshape(1, h.shape[0] * h.shape[1], *h.shape[2:])
-        weight = None if weight is None else weight.reshape(-1)
-        shift = None if shift is None else shift.reshape(-1)
-        return functional.batch_norm(flat, None, None, weight, shift, training=True).reshape(h.shape)
+        return normalised_images(h, weight, shift)
     if weight is None or shift is None:
         return h
     ones = (1,) * (h.ndim - 2)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_armed.design import Encoded
 from pyro_armed.errors import ArgumentError, UnseenGroupError
+from pyro_armed.new_groups._stratified import stratified_normal
 from pyro_armed.posterior import Chain, with_row_axis
 from pyro_armed.spec import ModelSpec
 
@@ -123,7 +124,7 @@ class Marginal(Mode):
     name = "marginal"
 
     def effects(self, chain: Chain, encoded: Encoded, generator: torch.Generator) -> dict[str, Tensor]:
-        """Draws that are independent between groups and posterior draws; see `Mode.effects`."""
+        """Draws independent between groups and spread evenly over posterior draws; see `Mode.effects`."""
         sizes = {group: len(labels) for group, labels in encoded.new_groups.items()}
         return draw_marginal(chain, sizes, generator)
 
@@ -165,6 +166,9 @@ def mode_of(mode: str | Mode) -> Mode:
 def draw_marginal(chain: Chain, sizes: Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
     """Effects of new groups from Normal(0, Sigma), for each draw's own Sigma.
 
+    Stratified over the draws, not independent: see `stratified_normal`. With 100 independent draws the
+    AUROC of six new sites was .66 to .80 for one fit.
+
     Parameters
     ----------
     chain : Chain
@@ -190,14 +194,14 @@ def draw_marginal(chain: Chain, sizes: Mapping[str, int], generator: torch.Gener
         for term in block.terms:
             like = values[block.effect_name(term)]
             shape = (like.shape[0], new, *like.shape[2:])
-            offsets.append(torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device))
+            offsets.append(stratified_normal(shape, generator, like.dtype).to(like.device))
         drawn = module.split_effects(block, module.scale_offsets(block, offsets, values))
         made |= {block.effect_name(term): effect for term, effect in zip(block.terms, drawn, strict=True)}
     for layer in module.spec.layers:
         for name in layer.names if sizes.get(layer.group) else ():
             like = values[name]
             shape = (like.shape[0], sizes[layer.group], *like.shape[2:])
-            noise = torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)
+            noise = stratified_normal(shape, generator, like.dtype).to(like.device)
             made[name] = noise * values[f"{name}_sigma"].unsqueeze(-1)
     return made
 

@@ -21,6 +21,8 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--guide", default="mean_field")
+    parser.add_argument("--draws", type=int, default=50)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
@@ -28,7 +30,7 @@ if __name__ == "__main__":
     y, site = rng.integers(2, size=options.rows), rng.integers(12, size=options.rows)
 
     def network():
-        return pa.networks.CNN(channels=(8, 16), hidden=(16,))
+        return pa.networks.CNN(channels=(8, 16), hidden=(32, 16))
 
     def plain():
         net = network().build((options.size, options.size), 1)
@@ -47,11 +49,14 @@ if __name__ == "__main__":
     slopes = pa.RandomEffects("site", slopes="features")
     blocks = network().block_layers
     first = pa.effects.ScaleBias([network().conv_layers[0]], "site")
+    all_ = pa.effects.ScaleBias(network().conv_layers, "site")
     configurations = {
         "group slopes": ([slopes], None),
         "and the adversary on features": ([slopes], pa.Adversary(0.5)),
         "and the adversary on the blocks": ([slopes], pa.Adversary(0.5, layers=blocks)),
+        "and ScaleBias on the first block": ([slopes, first], None),
         "and ScaleBias, adversary on features": ([slopes, first], pa.Adversary(0.5)),
+        "and ScaleBias on all blocks, adversary on them": ([slopes, all_], pa.Adversary(0.5, layers=blocks)),
     }
 
     def ours(effects, adversary):
@@ -66,9 +71,9 @@ if __name__ == "__main__":
         )
         started = time.process_time()
         model.fit(
-            guide="mean_field",
+            guide=options.guide,
             restarts=1,
-            draws=50,
+            draws=options.draws,
             epochs=options.epochs,
             batch_size=options.batch,
             early_stopping=False,
