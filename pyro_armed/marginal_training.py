@@ -124,7 +124,7 @@ class _Sums:
 
     @classmethod
     def of(cls, conditional: GaussianConditional, which: Tensor, kinds: int, center: Tensor) -> _Sums:
-        data = conditional.batch
+        data: Any = conditional.batch
         y = data.response - center
         weight = torch.ones_like(y) if data.weights is None else data.weights
         products, cells = [], []
@@ -166,12 +166,12 @@ class MarginalTraining:
     def __init__(self, guide: StructuredGuide):
         self.space, self.conditional = guide.space, guide.conditional
         self.module: MixedEffectsModule = self.conditional.module
-        data = self.conditional.batch
+        data: Any = self.conditional.batch
         first, which = _distinct_rows(data)
         kinds = data.select(first)
         self.kinds = replace(kinds, n_rows=len(first), rows=None, codes={}, slopes={}, response=None)
         weight = torch.ones_like(data.response) if data.weights is None else data.weights
-        self.center = (weight * data.response).sum() / weight.sum()  # type: ignore[operator]
+        self.center = (weight * data.response).sum() / weight.sum()
         self.sums = _Sums.of(self.conditional, which, len(first), self.center)
         network: Any = self.module.network
         self.weights = [p for p in network.parameters() if p.requires_grad]

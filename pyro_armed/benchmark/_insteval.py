@@ -47,7 +47,7 @@ class Contest:
     hidden : tuple of int
         Units of the network's layers; none: a linear predictor.
     epochs : sequence of int or None
-        Lengths of training to try, in this order; the first to reach the density counts.
+        Lengths of training to try, in this order; the first to reach the density counts. None: the default.
     """
 
     case: str
@@ -97,7 +97,7 @@ def insteval(quick: bool, seed: int) -> pd.DataFrame:
             continue
         train, test = split_rows(datasets.load("insteval"), seed, lecturers=40 if quick else None)
         if quick:
-            contest = replace(contest, epochs=contest.epochs[:1])
+            contest = replace(contest, epochs=(1,))
         lines.append(_against(contest, peer, train, test, 1 if quick else 3, seed, facts))
     return table(lines)
 
