@@ -133,7 +133,7 @@ DIAGNOSIS = Application(
     note=(
         "Leakage: accuracy of a fresh probe of the site given the label, and the limit of chance (97.5 %). "
         "Effects: r with the true log odds; how far the intercepts moved from the prior, in its sds. "
-        "Saliency: share of Grad-CAM in the ventricles."
+        "Saliency: share of HiResCAM in the ventricles (their area: .04)."
     ),
     reads="a CSV file with columns image, label, site, and the images' folder if it is another",
 )
