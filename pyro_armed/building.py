@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pyro_armed import networks
-from pyro_armed.adversary import Adversary, GroupClassifier, chance_accuracy
+from pyro_armed.adversary import Adversary, GroupClassifier, chance_accuracy, group_shares
 from pyro_armed.batch import Batch
 from pyro_armed.errors import ArgumentError
 from pyro_armed.module import MixedEffectsModule
@@ -261,7 +261,26 @@ def build_adversary(
     )
     classes = data.response if conditional and spec.family.response in CLASSES else None
     chance = tuple(chance_accuracy(data.codes[group], classes, data.weights) for group in groups)
-    return AdversaryHead(settings, classifiers, groups, conditional, levels, chance)
+    shares = _group_shares(settings, conditional, module, data, groups)
+    return AdversaryHead(settings, classifiers, groups, conditional, levels, chance, shares)
+
+
+def _group_shares(
+    settings: Adversary, conditional: bool, module: MixedEffectsModule, data: Batch, groups: Sequence[str]
+) -> tuple[Tensor, ...]:
+    """What the adversary's kernel needs to know of all rows."""
+    if not settings.kernel:
+        return ()
+    spec = module.spec
+    if conditional and spec.family.response not in CLASSES:
+        raise ArgumentError(
+            "kernel of the adversary compares rows of the same class, and the response has none; "
+            "set kernel=0 or conditional=False."
+        )
+    if data.size < data.n_rows:
+        raise ArgumentError("kernel of the adversary needs all rows in memory; set kernel=0.")
+    classes = data.response if conditional else None
+    return tuple(group_shares(data.codes[g], spec.group(g).size, classes, data.weights) for g in groups)
 
 
 def is_classification(spec: ModelSpec) -> bool:

@@ -12,7 +12,7 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, kl_divergence
 
-from pyro_armed.adversary import Adversary, adversary_loss, label_columns
+from pyro_armed.adversary import Adversary, adversary_loss, group_dependence, label_columns
 from pyro_armed.batch import Batch
 from pyro_armed.module import Hidden, MixedEffectsModule
 from pyro_armed.networks import Pass, flattened, layer_outputs, still_statistics
@@ -34,7 +34,7 @@ class LossParts:
     elbo : Tensor
         The *negative* ELBO divided by N: the only part that belongs to the probability model.
     adversary : Tensor
-        The adversary's cross-entropy, whose gradient to the network is reversed.
+        The adversary's cross-entropy, whose gradient to the network is reversed, and what its kernel adds.
     fixed_effects : Tensor
         Weighted loss of the prediction without group effects.
     total : Tensor
@@ -68,6 +68,8 @@ class AdversaryHead:
         Classes of the response, if it is a class.
     chance : tuple of float
         For each grouping factor the accuracy of knowing no features; see `adversary.chance_accuracy`.
+    shares : tuple of Tensor
+        Where there is a kernel, `adversary.group_shares` of each grouping factor.
     """
 
     settings: Adversary
@@ -76,6 +78,7 @@ class AdversaryHead:
     conditional: bool
     levels: int | None
     chance: tuple[float, ...] = ()
+    shares: tuple[Tensor, ...] = ()
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -83,7 +86,7 @@ class AdversaryHead:
         return tuple(self.settings.layers or ())
 
     def loss(self, batch: Batch, features: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy, averaged over the grouping factors; accuracy for each, shape (G,)."""
+        """Cross-entropy and dependence, averaged over the grouping factors; accuracy of each, shape (G,)."""
         features = features.to(next(self.classifiers.parameters()).dtype)
         labels = None
         if self.conditional and batch.response is not None:
@@ -93,7 +96,15 @@ class AdversaryHead:
             adversary_loss(classifier, features, batch.codes[group], labels, weight, batch.weights)
             for group, classifier in zip(self.groups, self.classifiers, strict=True)
         ]
-        return torch.stack([term.loss for term in terms]).mean(), torch.stack([t.accuracy for t in terms])
+        loss = torch.stack([term.loss for term in terms]).mean()
+        if self.shares:
+            classes = batch.response if self.conditional else None
+            found = [
+                group_dependence(features, batch.codes[group], shares, classes, batch.weights)
+                for group, shares in zip(self.groups, self.shares, strict=True)
+            ]
+            loss = loss + weight * self.settings.kernel * torch.stack(found).mean()
+        return loss, torch.stack([term.accuracy for term in terms])
 
 
 class Objective:

@@ -108,9 +108,7 @@ def flattened():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Flattened()
-    model = pa.ARMED.from_arrays(
-        x, y, {"site": site}, family="bernoulli", network=network, standardize=False
-    )
+    model = pa.ARMED.from_arrays(x, y, {"site": site}, family="bernoulli", network=network, standardize=False)
     model.fit(epochs=150, restarts=1, draws=10, guide="mean_field", progressbar=False)
     return model, x, y
 

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 import pyro_armed as pa
-from pyro_armed.baselines import Rows
+from pyro_armed.baselines import Rows, Task
 from pyro_armed.errors import ArgumentError, DataError
 from pyro_armed.reproduce import APPLICATIONS, run
 from pyro_armed.reproduce._conversion import predictors
 from pyro_armed.reproduce._diagnosis import binary, largest_groups
-from pyro_armed.reproduce._sites import split, standardised
+from pyro_armed.reproduce._sites import pictured, split, standardised
 
 NAMES = ["conversion", "diagnosis", "cells", "letters"]
 
@@ -44,11 +44,42 @@ def test_a_quick_run_measures_and_draws(name, tmp_path):
     for baseline in ("conventional", "ARMED"):
         assert 0.0 <= found[baseline, "features", "leakage"] <= 1.0
         assert 0.0 <= found[baseline, "unseen", "auroc"] <= 1.0
+        assert found[baseline, "features", "Davies-Bouldin"] > 0.0
+        assert found[baseline, "features", "Calinski-Harabasz"] >= 0.0
     assert -1.0 <= found["ARMED", "effects", "r(logit)"] <= 1.0
+    if name == "cells":
+        for effect in ("gain", "offset", "gain, parameter", "offset, parameter"):
+            assert -1.0 <= found["ARMED", "effects", f"r({effect})"] <= 1.0
     written = {path.name for path in tmp_path.iterdir()}
     assert {f"{name}.csv", f"{name}.nc", "latents.png", "counterfactual_groups.png"} <= written
     assert ("saliency.png" in written) == (name == "cells")
     assert str(result).startswith("Simulated data.")
+
+
+class Painter:
+    """Stands for a model that reconstructs each image with its group's contrast and brightness."""
+
+    def __init__(self, gain, offset):
+        self.gain, self.offset = gain, offset
+
+    def reconstruct(self, x, *, groups, draws, seed):
+        (label,) = set(groups["site"])
+        return {"mixed": self.gain[label] * x + self.offset[label]}
+
+
+def test_contrast_and_brightness_of_pictures_as_if_from_each_group():
+    gain, offset = {"a": 0.5, "b": 1.0, "c": 2.1}, {"a": 0.3, "b": -0.2, "c": 0.0}
+    rng = np.random.default_rng(0)
+    x, y, site = rng.random((12, 4, 4)), np.tile([0, 1], 6), np.repeat(["a", "b", "c"], 4)
+    rows = Rows(x, y, {"site": site})
+    task = Task(rows, rows, "site", lambda: pa.networks.MLP((4,)))
+    found = pictured(Painter(gain, offset), task, 0)
+    mean = np.mean(list(gain.values())), np.mean(list(offset.values()))
+    # Of gain m + offset on the groups' mean picture: what is left once the mean is taken out.
+    for label in "abc":
+        slope = gain[label] / mean[0]
+        assert found.loc[label, "gain"] == pytest.approx(slope)
+        assert found.loc[label, "offset"] == pytest.approx(offset[label] - slope * mean[1])
 
 
 def test_letters_are_not_called_simulated():

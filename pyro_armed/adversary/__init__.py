@@ -12,6 +12,7 @@ from pyro_armed.adversary._classifier import (
     gradient_reversal,
     label_columns,
 )
+from pyro_armed.adversary._kernel import group_dependence, group_shares
 from pyro_armed.adversary._settings import Adversary
 
 __all__ = [
@@ -21,5 +22,7 @@ __all__ = [
     "adversary_loss",
     "chance_accuracy",
     "gradient_reversal",
+    "group_dependence",
+    "group_shares",
     "label_columns",
 ]

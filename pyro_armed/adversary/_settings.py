@@ -36,6 +36,11 @@ class Adversary:
     layers
         Name or names of the network's layers, as in ``network.named_modules()``, whose outputs the classifier
         sees side by side, flattened to a row each; None is what goes into the network's last linear layer.
+    kernel
+        Factor of `group_dependence`, which is minimised beside the classifier's reversed loss: the network's
+        loss has ``weight * kernel`` times it. A classifier lags behind the network that it is trained
+        against, and a fresh one then finds what it missed; a kernel has nothing to learn. Of use around 100.
+        It needs a response of classes if the adversary is conditional, and all rows in memory.
 
     Raises
     ------
@@ -61,6 +66,7 @@ class Adversary:
     weight_decay: float = 0.0
     groups: str | Sequence[str] | None = None
     layers: str | Sequence[str] | None = None
+    kernel: float = 0.0
 
     def __post_init__(self) -> None:
         """Check and normalise the settings."""
@@ -82,6 +88,11 @@ class Adversary:
             raise ArgumentError(
                 f"weight_decay of the adversary must be a number of at least 0, not {self.weight_decay!r}."
             )
+        kernel = _number(self.kernel, "kernel", "a number of at least 0")
+        if kernel < 0.0:
+            raise ArgumentError(
+                f"kernel of the adversary must be a number of at least 0, not {self.kernel!r}."
+            )
         if not isinstance(self.conditional, bool) and self.conditional != "auto":
             raise ArgumentError(
                 f"conditional of the adversary must be True, False or 'auto', not {self.conditional!r}."
@@ -94,6 +105,7 @@ class Adversary:
             ("weight_decay", decay),
             ("groups", _names(self.groups, "groups", "grouping factors")),
             ("layers", _names(self.layers, "layers", "layers of the network")),
+            ("kernel", kernel),
         ):
             object.__setattr__(self, name, value)
 

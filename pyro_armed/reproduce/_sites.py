@@ -76,13 +76,36 @@ def site_effects(model: ARMED, task: Task, seed: int) -> pd.Series:
     return pd.Series(values)
 
 
+def pictured(model: ARMED, task: Task, seed: int) -> pd.DataFrame:
+    """What each group does to pictures: ``gain`` and ``offset``, indexed by the group's label, (C, 2).
+
+    The same rows are reconstructed as if they came from each group, and each group's pictures are regressed
+    on the mean of all groups' pictures. Scales and biases of single channels need not say this: a network can
+    put the same contrast into several of its layers.
+    """
+    pool = task.seen if task.unseen is None else task.unseen
+    rows = np.random.default_rng(stream(seed, "picture rows")).permutation(len(pool))[:_ROWS]
+    made = []
+    for label in task.labels:
+        groups = {name: of[rows] for name, of in pool.groups.items()} | {
+            task.group: np.full(len(rows), label)
+        }
+        rebuilt = model.reconstruct(pool.x[rows], groups=groups, draws=_DRAWS, seed=seed)["mixed"]
+        made.append(np.asarray(rebuilt, dtype=float).ravel())
+    mean = np.mean(made, axis=0)
+    lines = [np.polyfit(mean, pixels, 1) for pixels in made]
+    return pd.DataFrame(lines, index=task.labels, columns=["gain", "offset"])
+
+
 def measures(problem: Problem, name: str, fitted: Fitted, seed: int) -> pd.DataFrame | None:
     """Leakage of the features, the group effects beside their truth, saliency in the right place.
 
     Rows of the table: ("features", "leakage") is the accuracy of a fresh probe of the group given the
     response, beside ("features", "leakage, chance") and its 97.5 % ("features", "leakage, limit").
+    The features' indices of Davies and Bouldin and of Calinski and Harabasz tell how far groups lie apart.
     ("effects", "r(logit)") correlates groups' effects with their truth, ("effects", "moved") is how far the
     posterior means of the groups' intercepts are from the prior's, in its sds (root mean square).
+    ("effects", "r(gain)") and "r(offset)" are those of `pictured`; with ", parameter" of a single parameter.
     ("saliency", "in structure") is the share of HiResCAM in the structure, beside its share of the pixels.
     """
     model, task, truth = fitted.model, problem.task, problem.truth
@@ -97,6 +120,9 @@ def measures(problem: Problem, name: str, fitted: Fitted, seed: int) -> pd.DataF
             model, seen.x, seen.y, groups=seen.groups, factors=task.group, given_response=True, seed=seed
         ).iloc[0]
         rows += _leakage_rows(found["accuracy"], found["chance"], found["high"])
+    points, labels = diagnostics.latents(model, seen.x, groups=seen.groups), seen.groups[task.group]
+    rows.append(("features", "Davies-Bouldin", diagnostics.davies_bouldin(points, labels)))
+    rows.append(("features", "Calinski-Harabasz", diagnostics.calinski_harabasz(points, labels)))
     if name in _MIXED:
         rows += _effects(model, task, truth, seed)
     if truth.mask is not None:
@@ -134,16 +160,21 @@ def _effects(model: ARMED, task: Task, truth: SiteTruth, seed: int) -> list[tupl
     if intercept in posterior:
         moved = posterior[intercept].mean(("chain", "draw")) / posterior[f"{intercept}_sigma"].mean()
         rows.append(("effects", "moved", float((moved**2).mean()) ** 0.5))
+    looks = pictured(model, task, seed) if model.spec.reconstruction is not None else pd.DataFrame()
+    within = truth.within or {}
     for effect, true in truth.effects.items():
-        if effect != "logit" and not model.spec.layers:
-            continue
+        estimates: dict[str, pd.Series] = {}
         if effect == "logit":
-            estimate = site_effects(model, task, seed)
-        else:
-            variable = posterior[(truth.within or {})[effect]].mean(("chain", "draw"))
-            estimate = pd.Series(variable.to_numpy().reshape(len(task.labels), -1)[:, 0], index=task.labels)
-        pair = np.corrcoef(estimate.to_numpy(), true.reindex(estimate.index).to_numpy())
-        rows.append(("effects", f"r({effect})", float(pair[0, 1])))
+            estimates[effect] = site_effects(model, task, seed)
+        elif effect in looks:
+            estimates[effect] = looks[effect]
+        if model.spec.layers and effect in within:
+            variable = posterior[within[effect]].mean(("chain", "draw"))
+            values = variable.to_numpy().reshape(len(task.labels), -1)[:, 0]
+            estimates[f"{effect}, parameter"] = pd.Series(values, index=task.labels)
+        for name, estimate in estimates.items():
+            pair = np.corrcoef(estimate.to_numpy(), true.reindex(estimate.index).to_numpy())
+            rows.append(("effects", f"r({name})", float(pair[0, 1])))
     return rows
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import expit, logit
 
 from pyro_armed.errors import ArgumentError
-from pyro_armed.simulate._checks import labels, number, positive_integer
+from pyro_armed.simulate._checks import labels, number, positive_integer, stream
 from pyro_armed.simulate._images import smooth_fields
 
 # Sizes at strength 1: sd of the log gain; sd of the offset, largest bias; median blur (in pixels of an image
@@ -192,11 +194,59 @@ def ellipse(
     return np.asarray(np.clip(inside + 0.5, 0.0, 1.0))
 
 
-def checked_counts(n_groups: int, rows: int, unseen: int, size: int, names: tuple[str, str]) -> None:
-    """Raise an error that names the argument for numbers that cannot be used."""
-    positive_integer(names[0], n_groups)
-    positive_integer(names[1], rows)
+def simulate_images(
+    draw: Callable[[np.random.Generator, NDArray[np.float64], int], tuple[NDArray[Any], NDArray[Any]]],
+    counts: Mapping[str, int],
+    prefix: str,
+    *,
+    unseen: int,
+    size: int,
+    separation: float,
+    seed: int,
+    **shape: float,
+) -> GroupImages:
+    """Images whose label comes first, with the group's rate, then the structure, then the acquisition.
+
+    Parameters
+    ----------
+    draw : callable
+        Takes a generator, standardised sizes (N,) of the structure that bears the label, and the pixels of a
+        side; returns images and how far each pixel belongs to the structure, both (N, size, size).
+    counts : mapping of str to int
+        Groups to train with, and images of each, by the names of the user's arguments.
+    prefix : str
+        Of the groups' labels.
+    unseen, size, separation, seed
+        See `pyro_armed.simulate.phantoms`.
+    **shape
+        ``strength``, ``rate_sd``, ``confounding`` and ``jitter``, likewise.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is out of range.
+    """
+    for name, value in counts.items():
+        positive_integer(name, value)
     if unseen != 0:
         positive_integer("unseen", unseen)
     if positive_integer("size", size) < 16:
         raise ArgumentError(f"size has to be at least 16 pixels, but is {size}.")
+    n_groups, rows = counts.values()
+    plan = Acquisition(n_groups, unseen, rows, **shape)
+    rng = stream(seed)
+    effects = plan.effects(rng, prefix)
+    code, y, z = drawn_labels(rng, effects, rows, number("separation", separation, 0.0))
+    clean, structure = draw(rng, z, size)
+    images, field = plan.take(rng, clean, code, effects)
+    return GroupImages(
+        images=images,
+        labels=y,
+        groups=effects.index.to_numpy(dtype=str)[code],
+        seen=effects["seen"].to_numpy()[code],
+        effects=effects,
+        bias_field=field,
+        size=z,
+        mask=structure > 0.5,
+        clean=clean.astype(np.float32),
+    )

@@ -6,15 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from pyro_armed.simulate._acquisition import (
-    Acquisition,
-    GroupImages,
-    checked_counts,
-    drawn_labels,
-    ellipse,
-    grid,
-)
-from pyro_armed.simulate._checks import number, stream
+from pyro_armed.simulate._acquisition import GroupImages, ellipse, grid, simulate_images
 
 Floats = NDArray[np.float64]
 # The body's mean radius, the log of its mean elongation with the sd for a score of 1, the grain's amplitude.
@@ -64,23 +56,18 @@ def cells(
     >>> data.images.shape, sorted(set(data.groups.tolist()))
     ((30, 28, 28), ['batch00', 'batch01', 'batch02'])
     """
-    checked_counts(n_batches, cells_per_batch, unseen, size, ("n_batches", "cells_per_batch"))
-    plan = Acquisition(n_batches, unseen, cells_per_batch, strength, rate_sd, confounding, jitter)
-    rng = stream(seed)
-    effects = plan.effects(rng, "batch")
-    code, y, z = drawn_labels(rng, effects, cells_per_batch, number("separation", separation, 0.0))
-    clean, body = _bodies(rng, z, size)
-    images, field = plan.take(rng, clean, code, effects)
-    return GroupImages(
-        images=images,
-        labels=y,
-        groups=effects.index.to_numpy(dtype=str)[code],
-        seen=effects["seen"].to_numpy()[code],
-        effects=effects,
-        bias_field=field,
-        size=z,
-        mask=body > 0.5,
-        clean=clean.astype(np.float32),
+    return simulate_images(
+        _bodies,
+        {"n_batches": n_batches, "cells_per_batch": cells_per_batch},
+        "batch",
+        unseen=unseen,
+        size=size,
+        separation=separation,
+        strength=strength,
+        rate_sd=rate_sd,
+        confounding=confounding,
+        jitter=jitter,
+        seed=seed,
     )
 
 

@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_armed.simulate._acquisition import (
-    Acquisition,
-    GroupImages,
-    checked_counts,
-    drawn_labels,
-    ellipse,
-    grid,
-)
-from pyro_armed.simulate._checks import number, stream
+from pyro_armed.simulate._acquisition import GroupImages, ellipse, grid, simulate_images
 
 Floats = NDArray[np.float64]
 # Intensities, and the ventricle's mean half length with the sd of its log for a size of 1.
@@ -79,23 +71,18 @@ def phantoms(
     >>> data.images.shape, data.effects["seen"].tolist()
     ((40, 32, 32), [True, True, True, False])
     """
-    checked_counts(n_sites, images_per_site, unseen, size, ("n_sites", "images_per_site"))
-    plan = Acquisition(n_sites, unseen, images_per_site, strength, rate_sd, confounding, jitter)
-    rng = stream(seed)
-    effects = plan.effects(rng, "site")
-    code, y, z = drawn_labels(rng, effects, images_per_site, number("separation", separation, 0.0))
-    clean, ventricles = _heads(rng, z, size)
-    images, field = plan.take(rng, clean, code, effects)
-    return GroupImages(
-        images=images,
-        labels=y,
-        groups=effects.index.to_numpy(dtype=str)[code],
-        seen=effects["seen"].to_numpy()[code],
-        effects=effects,
-        bias_field=field,
-        size=z,
-        mask=ventricles > 0.5,
-        clean=clean.astype(np.float32),
+    return simulate_images(
+        _heads,
+        {"n_sites": n_sites, "images_per_site": images_per_site},
+        "site",
+        unseen=unseen,
+        size=size,
+        separation=separation,
+        strength=strength,
+        rate_sd=rate_sd,
+        confounding=confounding,
+        jitter=jitter,
+        seed=seed,
     )
 
 
