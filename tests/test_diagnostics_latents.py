@@ -123,7 +123,7 @@ def test_saliency_of_a_dense_layer_is_each_position_s_contribution(flattened):
 
 
 def test_saliency_behind_a_dense_layer_lies_where_the_label_is_unlike_grad_cam(flattened):
-    model, x, y = flattened
+    model, _, y = flattened
 
     def inside(method):
         maps = diagnostics.saliency(model, method=method)[y == 1]
