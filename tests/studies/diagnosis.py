@@ -50,6 +50,5 @@ if __name__ == "__main__":
             for probe in range(1000, 1008)
         ]
         excess = np.mean([one["accuracy"] - one["chance"] for one in probes])
-        print(
-            f"   probe less chance {excess:.3f}, above the limit in {sum(one['leaks'] for one in probes)} of 8"
-        )
+        above = sum(one["leaks"] for one in probes)
+        print(f"   probe less chance {excess:.3f}, above the limit in {above} of 8", flush=True)
