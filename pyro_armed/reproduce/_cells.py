@@ -103,7 +103,7 @@ CELLS = Application(
     note=(
         "Leakage: accuracy of a fresh probe of the batch given the label, and the limit of chance (97.5 %). "
         "Effects: r with the true log odds, and of pictures as if from each batch with its true contrast and "
-        "brightness; how far the intercepts moved from the prior, in its sds. Saliency: share of Grad-CAM in "
+        "brightness; how far the intercepts moved from the prior, in its sds. Saliency: share of HiResCAM in "
         "the cell."
     ),
     reads="a CSV file with columns image, label, site, and the images' folder if it is another",
