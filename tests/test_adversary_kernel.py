@@ -86,8 +86,11 @@ def model(kernel, weight=1.0):
 
 
 FIT = {
-    "epochs": 60,
+    "epochs": 30,
     "batch_size": 80,
+    "learning_rate": 0.05,
+    "guide": "mean_field",
+    "log_likelihood": False,
     "early_stopping": False,
     "compile": "off",
     "restarts": 1,
