@@ -27,8 +27,9 @@ from pyro_armed.structured_fit import find_mode, negative_hessian
 
 __all__ = ["MarginalTraining", "can_train_marginally", "train_marginally"]
 
-# Up to this many rows the ELBO takes all in a step, and integrates the coefficients, as few rows need it.
-_FEWEST_ROWS = 2048
+# Rows for each weight from which the mode of the weights is as good as the noise of minibatches: with 13, the
+# held-out density of a smooth function was .01 to .02 a row worse.
+_ROWS_EACH = 40
 # Multiplications of one pass over the distinct rows.
 _MOST_WORK = 200_000_000
 # The search ends where ten passes add less than this to the log density of a row.
@@ -62,9 +63,9 @@ def can_train_marginally(module: MixedEffectsModule, data: Batch) -> bool:
         return False
     if spec.layers or spec.reconstruction is not None or any(b.uses_features for b in spec.blocks):
         return False
-    if data.n_rows <= _FEWEST_ROWS or data.size != data.n_rows or not spec.blocks:
-        return False
     weights = sum(p.numel() for p in network.parameters())
+    if data.n_rows < _ROWS_EACH * weights or data.size != data.n_rows or not spec.blocks:
+        return False
     if len(_distinct_rows(data)[0]) * weights > _MOST_WORK:
         return False
     return _row_by_row(module, network, data)
@@ -123,7 +124,7 @@ class _Sums:
 
     @classmethod
     def of(cls, conditional: GaussianConditional, which: Tensor, kinds: int, center: Tensor) -> _Sums:
-        data = conditional.batch
+        data: Any = conditional.batch
         y = data.response - center
         weight = torch.ones_like(y) if data.weights is None else data.weights
         products, cells = [], []
@@ -165,12 +166,12 @@ class MarginalTraining:
     def __init__(self, guide: StructuredGuide):
         self.space, self.conditional = guide.space, guide.conditional
         self.module: MixedEffectsModule = self.conditional.module
-        data = self.conditional.batch
+        data: Any = self.conditional.batch
         first, which = _distinct_rows(data)
         kinds = data.select(first)
         self.kinds = replace(kinds, n_rows=len(first), rows=None, codes={}, slopes={}, response=None)
         weight = torch.ones_like(data.response) if data.weights is None else data.weights
-        self.center = (weight * data.response).sum() / weight.sum()  # type: ignore[operator]
+        self.center = (weight * data.response).sum() / weight.sum()
         self.sums = _Sums.of(self.conditional, which, len(first), self.center)
         network: Any = self.module.network
         self.weights = [p for p in network.parameters() if p.requires_grad]

@@ -14,9 +14,10 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from pyro_armed.adversary import Adversary, adversary_loss, group_dependence, label_columns
 from pyro_armed.batch import Batch
-from pyro_armed.module import Hidden, MixedEffectsModule
+from pyro_armed.module import MixedEffectsModule
 from pyro_armed.networks import Pass, flattened, layer_outputs, still_statistics
 from pyro_armed.passes import input_distribution, network_inputs
+from pyro_armed.regression import Hidden
 from pyro_armed.seeds import seeded
 
 # Rows of a minibatch that are worth a second pass for the auxiliary terms: a share, but not fewer than these.

@@ -21,6 +21,7 @@ from pyro_armed.objective import LossParts, Objective
 __all__ = [
     "BETAS",
     "CONTROLS",
+    "RARE",
     "Layout",
     "Parts",
     "Update",
@@ -38,9 +39,9 @@ Tensors = dict[str, Tensor]
 # What a step is told besides its rows, in this order.
 CONTROLS = ("adversary weight", "learning rate", "classifiers' learning rate")
 BETAS, _EPS = (0.9, 0.99), 1e-8
-# Learning rate of tables where rows come from files, in units of the others'. A few passes visit a group
-# a few times, and where its effects lag behind the sds between groups grow in their place.
-_RARE = 5.0
+# Learning rate of tables of which a step moves some rows, in units of the others'. A pass visits a group a
+# few times, and where its effects lag behind the sds between groups grow in their place.
+RARE = 5.0
 _ROLES = ("trained", "classifier")
 
 
@@ -453,8 +454,7 @@ class Update:
         count = state[f"count.{group}"][places] + 1.0
         state[f"count.{group}"].index_put_((places,), count)
         copies = self.size if rate.dim() else 1
-        rates = rate.repeat_interleave(copies) if rate.dim() else rate
-        rates = rates * _RARE if self.partial else rates
+        rates = RARE * (rate.repeat_interleave(copies) if rate.dim() else rate)
         for name in (name for name, owner in self.layout.tables.items() if owner == group):
             keys = (name, f"{name}.mean", f"{name}.square")
             g = _shortened(gradient[name].reshape((*finite.shape, -1)), finite, factor)

@@ -1,5 +1,6 @@
 """Benchmarks: the table, the loss by hand, fair ratios, what is said of peers that are not installed."""
 
+import dataclasses
 import math
 import time
 from pathlib import Path
@@ -268,7 +269,7 @@ def test_peers_that_are_not_installed(monkeypatch):
     monkeypatch.setattr(_insteval, "lme4_found", lambda: False)
     monkeypatch.setattr(_insteval, "gpboost_found", lambda: False)
     frame = _insteval.insteval(True, 0)
-    assert frame["to"].tolist() == ["lme4", "GPBoost"]
+    assert frame["to"].tolist() == ["lme4", "GPBoost", "GPBoost, trees by cross-validation"]
     assert frame["ratio"].isna().all()
     assert frame["note"].str.startswith("not installed: ").all()
     assert (frame["met"] == "").all()
@@ -290,9 +291,8 @@ def contest(monkeypatch, densities):
 
     monkeypatch.setattr(_insteval, "_ours", ours)
     facts = {"to": "peer", "target": "<= 5"}
-    line = _insteval._against(
-        _insteval.CONTESTS[1], lambda *_: _peers.PeerFit(1.0, 1.6), None, None, 2, 0, facts
-    )
+    of_lengths = dataclasses.replace(_insteval.CONTESTS[1], epochs=(1, 2, 4, 8, None))
+    line = _insteval._against(of_lengths, lambda *_: _peers.PeerFit(1.0, 1.6), None, None, 2, 0, facts)
     return line, tried
 
 

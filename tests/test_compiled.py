@@ -189,6 +189,25 @@ def test_effects_within_networks(adversary):
     assert_same(eager, ROWS, tolerance=1e-5)
 
 
+@pytest.mark.slow
+def test_images_with_the_channels_last():
+    x = torch.randn(24, 32, 32, generator=torch.Generator().manual_seed(1))
+    network = pa.networks.CNN(channels=(2, 3), hidden=(4,)).build((32, 32), 1)
+    adversary = pa.Adversary(0.5, layers=network.block_layers)
+    model = pa.ARMED.from_arrays(
+        x,
+        (x[:, 0, 0] > 0).numpy(),
+        groups={"site": ["a", "b", "c"] * 8},
+        family="bernoulli",
+        network=network,
+        random_effects=[pa.RandomEffects("site"), pa.effects.ScaleBias(network.conv_layers, "site")],
+    )
+    module = model.module.train()
+    guide = MeanFieldGuide(module, module.data, torch.Generator().manual_seed(0))
+    objective = Objective(module, guide, build_adversary(adversary, module, module.data, 0))
+    assert_same(Eager([objective], 20), [torch.arange(20), torch.arange(4, 24)], tolerance=1e-3)
+
+
 @pytest.mark.parametrize("name", ["bernoulli", "adversary", "batch statistics", "dropout"])
 def test_graphs_step_as_eager_steps_do(name):
     """Two steps on different rows: clipping, Adam, buffers, and the network's own draws."""

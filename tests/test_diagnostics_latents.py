@@ -84,8 +84,72 @@ def test_saliency_lies_where_the_label_is(fitted):
     assert len(diagnostics.saliency(model)) == 60
 
 
+class Flattened(nn.Module):
+    """A dense layer on each position of the maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3, padding=1)
+        self.head = nn.Linear(3 * 12 * 12, 1)
+
+    def forward(self, x):
+        return self.head(self.conv(x.unsqueeze(1)).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def flattened():
+    """Bright lower right corners have the label; bright upper left corners mean nothing."""
+    rng = np.random.default_rng(1)
+    y = np.arange(120) % 2
+    x = 0.1 * rng.normal(size=(120, 12, 12))
+    x[y == 1, 9:, 9:] += 2.0
+    x[:, :4, :4] += 2.0 * rng.integers(0, 2, (120, 1, 1))
+    site = np.array(["a", "b", "c"])[np.arange(120) % 3]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Flattened()
+    model = pa.ARMED.from_arrays(x, y, {"site": site}, family="bernoulli", network=network, standardize=False)
+    model.fit(epochs=150, restarts=1, draws=10, guide="mean_field", progressbar=False)
+    return model, x, y
+
+
+def test_saliency_of_a_dense_layer_is_each_position_s_contribution(flattened):
+    model, x, _ = flattened
+    with torch.no_grad():
+        maps = model.module.network.conv(torch.as_tensor(x, dtype=torch.float32).unsqueeze(1)).numpy()
+    weights = model.idata["posterior"]["features"].mean(("chain", "draw")).to_numpy().reshape(3, 12, 12)
+    expected = (maps * weights).sum(1).clip(0)
+    np.testing.assert_allclose(diagnostics.saliency(model), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_saliency_behind_a_dense_layer_lies_where_the_label_is_unlike_grad_cam(flattened):
+    model, _, y = flattened
+
+    def inside(method):
+        maps = diagnostics.saliency(model, method=method)[y == 1]
+        return maps[:, 8:, 8:].sum() / maps.sum()
+
+    assert inside("hires-cam") > 0.8
+    assert inside("grad-cam") < 0.6
+
+
+def test_saliency_of_averaged_maps_is_the_same_by_both_methods():
+    rng = np.random.default_rng(0)
+    x, y, site = rng.normal(size=(24, 8, 8)), np.arange(24) % 2, np.array(["a", "b"])[np.arange(24) // 2 % 2]
+    network = nn.Sequential(
+        nn.Unflatten(1, (1, 8)), nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 1)
+    )
+    model = pa.ARMED.from_arrays(x, y, {"site": site}, family="bernoulli", network=network)
+    model.fit(epochs=2, restarts=1, draws=5, guide="mean_field", progressbar=False)
+    both = [diagnostics.saliency(model, method=method) for method in ("hires-cam", "grad-cam")]
+    assert both[0].max() > 0
+    np.testing.assert_allclose(*both, rtol=1e-4, atol=1e-6)
+
+
 def test_saliency_of_bad_input(fitted):
     model, _, _, _ = fitted
+    with pytest.raises(ArgumentError, match="'hires-cam', 'grad-cam'"):
+        diagnostics.saliency(model, method="cam")
     with pytest.raises(ArgumentError, match="output=1 is not one of the 1 predictors"):
         diagnostics.saliency(model, output=1)
     with pytest.raises(ArgumentError, match=r"'head' gives values of shape|does not depend on"):

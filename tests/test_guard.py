@@ -42,6 +42,7 @@ LAYERS = [
     "adversary",
     "local",
     "passes",
+    "regression",
     "module",
     "guides",
     "objective",

@@ -41,14 +41,17 @@ def small() -> pa.ARMED:
     return pa.ARMED(FORMULA, pa.simulate.mixed_model(30, 10, seed=0).frame)
 
 
-def test_lightning_and_the_plain_loop_take_the_same_steps() -> None:
+@pytest.mark.parametrize("size", [60, 14])  # with 14 rows for 30 groups these are tables
+def test_lightning_and_the_plain_loop_take_the_same_steps(size: int) -> None:
     model = small()
     module = armed.ARMEDModule(model, early_stopping=False, seed=1)
     clipped = module.task._usual
-    trainer(4).fit(module, datamodule=armed.ARMEDDataModule(model, batch_size=60, seed=1))
+    trainer(4).fit(module, datamodule=armed.ARMEDDataModule(model, batch_size=size, seed=1))
     assert clipped == float("inf") > module.task._usual
+    assert bool(module.task._tables) == (size == 14)
     idata = module.finish(draws=20)
-    plain = fit(small(), epochs=4, batch_size=60, early_stopping=False, seed=1, draws=20, progressbar=False)
+    how = {"batch_size": size, "early_stopping": False, "draws": 20, "progressbar": False}
+    plain = fit(small(), epochs=4, seed=1, **how)  # type: ignore[arg-type]
     assert idata is model.idata
     np.testing.assert_allclose(idata["sample_stats"]["elbo"], plain["sample_stats"]["elbo"], rtol=1e-6)
     np.testing.assert_allclose(idata["posterior"]["1|group"], plain["posterior"]["1|group"], rtol=1e-6)

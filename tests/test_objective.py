@@ -345,7 +345,9 @@ def test_rows_of_weight_zero_count_nowhere():
     assert torch.equal(first.total, second.total)
 
 
-def test_auxiliary_terms_of_effects_within_a_network_take_half_of_a_minibatch():
+@pytest.mark.parametrize(("fixed", "rows"), [(0.3, 20), (0.0, 16)])
+def test_auxiliary_terms_of_effects_within_a_network_take_a_part_of_a_minibatch(fixed, rows):
+    """Half of 40 rows for a fixed-effects loss; a quarter for an adversary alone, but not below 16."""
     x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
     network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
     model = pa.ARMED.from_arrays(
@@ -359,16 +361,18 @@ def test_auxiliary_terms_of_effects_within_a_network_take_half_of_a_minibatch():
     )
     module = model.module
     head = build_adversary(model.adversary, module, module.data, 0)
-    objective = Objective(module, guide_of(module), head, 0.3)
+    objective = Objective(module, guide_of(module), head, fixed)
     batch = module.data.select(torch.arange(10, 50))
-    first, second = batch.select(torch.arange(20)), batch.select(torch.arange(20, 40))
-    changed = replace(batch, inputs=torch.cat([first.inputs, second.inputs + 1.0]))
-    one, other = parts_of(objective, batch=batch), parts_of(objective, batch=changed)
-    # The second half moves the ELBO alone.
+    inputs = [batch.inputs.clone() for _ in range(3)]
+    inputs[1][rows:] += 1.0
+    inputs[2][rows - 1 :] += 1.0
+    one, other, more = (parts_of(objective, batch=replace(batch, inputs=some)) for some in inputs)
+    # The other rows move the ELBO alone.
     assert torch.equal(one.adversary, other.adversary)
     assert torch.equal(one.fixed_effects, other.fixed_effects)
     assert not torch.equal(one.elbo, other.elbo)
+    assert not torch.equal(one.adversary, more.adversary)
     # All rows of the data set stay, and so do those of few rows.
-    assert objective_module._half(module.data) is module.data
+    assert objective_module._part(module.data, 4) is module.data
     few = module.data.select(torch.arange(12))
-    assert objective_module._half(few) is few
+    assert objective_module._part(few, 4) is few

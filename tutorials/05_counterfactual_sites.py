@@ -147,7 +147,7 @@ pa.diagnostics.leakage(
 # %% [markdown]
 # ## Where the network looks
 #
-# Grad-CAM of the fixed effects: the prediction should hang on the cell, not on the background.
+# Class activation maps of the fixed effects: the prediction should hang on the cell, not on the background.
 
 # %%
 six = np.flatnonzero(test)[:: test.sum() // 6][:6]

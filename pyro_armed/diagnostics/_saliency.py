@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,12 +22,19 @@ from pyro_armed.networks import layer_outputs
 __all__ = ["saliency"]
 
 _ROWS = 128
+_METHODS = ("hires-cam", "grad-cam")
 
 
 def saliency(
-    model: Any, data: Any = None, *, groups: Any = None, layer: str | None = None, output: int = 0
+    model: Any,
+    data: Any = None,
+    *,
+    groups: Any = None,
+    layer: str | None = None,
+    output: int = 0,
+    method: Literal["hires-cam", "grad-cam"] = "hires-cam",
 ) -> NDArray[np.floating[Any]]:
-    """Grad-CAM of the fixed-effects part: which region of each image raises the linear predictor.
+    """Class activation maps of the fixed-effects part: which region of each image raises the predictor.
 
     Parameters
     ----------
@@ -41,6 +48,10 @@ def saliency(
         A layer that gives maps; None: the last convolution that the predictor depends on.
     output : int
         The linear predictor of a categorical response, 0 for its second level.
+    method : {"hires-cam", "grad-cam"}
+        Whether each position of a map has its own gradient, or each map the mean of its gradients. They are
+        the same where the network averages its maps over positions; behind a dense layer, which treats each
+        position in its own way, Grad-CAM shows regions that the network does not use.
 
     Returns
     -------
@@ -51,13 +62,14 @@ def saliency(
     Raises
     ------
     ArgumentError
-        Without convolutions, for a layer that gives no maps or that the predictor does not depend on, and for
-        an output that there is not.
+        Without convolutions, for a layer that gives no maps or that the predictor does not depend on, for an
+        output that there is not, and an unknown method.
 
     Notes
     -----
-    Selvaraju et al., "Grad-CAM", ICCV 2017: the layer's maps, weighted by the mean gradient of the predictor
-    with respect to each, summed and cut at zero, then interpolated to the image's size.
+    The layer's maps, times the predictor's gradient with respect to them, summed, cut at zero and
+    interpolated to the image's size. HiResCAM: Draelos, Carin, arXiv 2011.08891, 2020. Grad-CAM: Selvaraju et
+    al., ICCV 2017.
 
     Examples
     --------
@@ -74,6 +86,8 @@ def saliency(
     module: MixedEffectsModule = model.module
     if not 0 <= output < module.spec.n_predictors:
         raise ArgumentError(f"output={output!r} is not one of the {module.spec.n_predictors} predictors.")
+    if method not in _METHODS:
+        raise ArgumentError(f"method={method!r} is not one of {', '.join(map(repr, _METHODS))}.")
     network = module.network
     convolutions = [
         name
@@ -87,14 +101,19 @@ def saliency(
     values = {name: value.mean(0) for name, value in chain.values.items()}
     layers = [layer] if layer is not None else convolutions
     parts = [
-        _maps(module.eval(), values, batch.select(rows), layers, output)
+        _maps(module.eval(), values, batch.select(rows), layers, output, method)
         for rows in torch.arange(batch.size).split(_ROWS)
     ]
     return np.asarray(torch.cat(parts).double().numpy())
 
 
 def _maps(
-    module: MixedEffectsModule, values: dict[str, Tensor], batch: Batch, layers: list[str], output: int
+    module: MixedEffectsModule,
+    values: dict[str, Tensor],
+    batch: Batch,
+    layers: list[str],
+    output: int,
+    method: str,
 ) -> Tensor:
     inputs: Tensor = batch.inputs  # type: ignore[assignment]
     # Gradients pass through frozen layers too.
@@ -117,6 +136,8 @@ def _maps(
             f"the network's layer {name!r} gives values of shape {tuple(maps.shape)}, not maps "
             "(rows, channels, height, width); name a two-dimensional convolution."
         )
-    weighted = (maps * slope.mean((2, 3), keepdim=True)).sum(1, keepdim=True).relu().detach()
+    if method == "grad-cam":
+        slope = slope.mean((2, 3), keepdim=True)
+    weighted = (maps * slope).sum(1, keepdim=True).relu().detach()
     size = tuple(inputs.shape[-2:])
     return functional.interpolate(weighted, size=size, mode="bilinear", align_corners=False)[:, 0]

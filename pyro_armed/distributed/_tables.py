@@ -114,11 +114,12 @@ class LazyAdam(torch.optim.Adam):
         gradient = gradient.coalesce()
         (codes,), rows = gradient.indices(), gradient.values()
         state = self.state[table]
-        if "count" not in state:
-            state["count"] = torch.zeros(len(table), dtype=table.dtype, device=table.device)
+        if "step" not in state:
+            state["step"] = torch.zeros(len(table), dtype=table.dtype)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
-        count = state["count"][codes] + 1.0
-        state["count"][codes] = count
+        steps = state["step"] = state["step"].to(table.device)  # a restored one is on the CPU
+        count = steps[codes] + 1.0
+        steps[codes] = count
         keys = ("exp_avg", "exp_avg_sq")
         mean, square = (state[key][codes].reshape(len(codes), -1) for key in keys)
         value = table[codes].reshape(len(codes), -1)

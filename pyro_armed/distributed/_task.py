@@ -24,7 +24,7 @@ from pyro_armed.local import local_parameters
 from pyro_armed.seeds import seeded, stream
 from pyro_armed.streamed_fit import chain_from, start
 from pyro_armed.training import Plateau, TrainingResult
-from pyro_armed.updates import BETAS, Parts, sparse_groups
+from pyro_armed.updates import BETAS, RARE, Parts, sparse_groups
 
 __all__ = ["WINDOW", "Task"]
 
@@ -233,7 +233,7 @@ class Task(nn.Module):
         groups: list[dict[str, Any]] = [{"params": others, "lr": self.rate}]
         if self._tables:
             tables = [self.guide.get_parameter(name) for name in itertools.chain(*self._tables.values())]
-            groups.append({"params": tables, "lr": self.rate})
+            groups.append({"params": tables, "lr": RARE * self.rate})
         if head is not None:
             decay, rate = head.settings.weight_decay, head.settings.learning_rate
             groups.append({"params": own, "lr": rate, "weight_decay": decay})

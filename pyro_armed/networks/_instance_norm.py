@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from pyro_armed.networks._layout import is_laid_out, laid_out
@@ -59,7 +60,8 @@ class _ChannelsLast(torch.autograd.Function):
         return _images(torch.addcmul(_tiled(bias, width), _tiled(scale * inverse, width), centred), h.shape)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         centred, inverse, scale = ctx.saved_tensors
         rows, width = _lines(gradient)
         count = gradient.shape[2] * width

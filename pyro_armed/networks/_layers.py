@@ -108,7 +108,7 @@ def _averaged(output: Tensor, grid: int | None) -> Tensor:
     """Images (B, K, H, W) averaged over the parts of a grid; everything else as it is."""
     if grid is None or output.dim() != 4:
         return output
-    size = [min(side, grid) for side in output.shape[2:]]
+    size = min(output.shape[2], grid), min(output.shape[3], grid)
     if any(side % parts for side, parts in zip(output.shape[2:], size, strict=True)):
         return functional.adaptive_avg_pool2d(output, size)
     # Several times as fast as adaptive pooling, and in long loops where channels come last in memory.

@@ -12,7 +12,6 @@ from pyro_armed.effects import RandomEffects, ScaleBias
 from pyro_armed.networks import AutoencoderClassifier
 from pyro_armed.reproduce._application import Application, Problem
 from pyro_armed.reproduce._diagnosis import (
-    FIXED_EFFECTS,
     NEW_GROUPS,
     SHOWN,
     binary,
@@ -34,6 +33,8 @@ _ADVERSARY = Adversary(weight=1.0, hidden=(16,), warmup=0.5, learning_rate=0.01,
 # A pixel of an image counts less than a label, of which there is one. To draw an image's batch the latent
 # values have to know it; the more it weighs, the harder it is to hide.
 _RECONSTRUCTION = Reconstruction("normal", weight=0.006)
+# Without it nothing but a prior says that the network predicts alone; much of it asks for the batch's rate.
+_FIXED_EFFECTS = 0.3
 
 
 def _network() -> nn.Module:
@@ -78,7 +79,7 @@ def _problem(seed: int, quick: bool, files: Sequence[Path]) -> Problem:
         adversary=_ADVERSARY,
         reconstruction=_RECONSTRUCTION,
         new_groups=NEW_GROUPS,
-        fixed_effects_weight=FIXED_EFFECTS,
+        fixed_effects_weight=_FIXED_EFFECTS,
         draws=5 if quick else 20,
     )
     within = {"gain": f"scale[{last}]|batch", "offset": f"bias[{last}]|batch"}
@@ -102,7 +103,7 @@ CELLS = Application(
     note=(
         "Leakage: accuracy of a fresh probe of the batch given the label, and the limit of chance (97.5 %). "
         "Effects: r with the true log odds, and of pictures as if from each batch with its true contrast and "
-        "brightness; how far the intercepts moved from the prior, in its sds. Saliency: share of Grad-CAM in "
+        "brightness; how far the intercepts moved from the prior, in its sds. Saliency: share of HiResCAM in "
         "the cell."
     ),
     reads="a CSV file with columns image, label, site, and the images' folder if it is another",

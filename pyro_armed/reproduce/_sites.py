@@ -108,7 +108,7 @@ def measures(problem: Problem, name: str, fitted: Fitted, seed: int) -> pd.DataF
     ("effects", "r(logit)") correlates groups' effects with their truth, ("effects", "moved") is how far the
     posterior means of the groups' intercepts are from the prior's, in its sds (root mean square).
     ("effects", "r(gain)") and "r(offset)" are those of `pictured`; with ", parameter" of a single parameter.
-    ("saliency", "in structure") is the share of Grad-CAM in the structure, beside its share of the pixels.
+    ("saliency", "in structure") is the share of HiResCAM in the structure, beside its share of the pixels.
     """
     model, task, truth = fitted.model, problem.task, problem.truth
     if model is None or name == "group as input":

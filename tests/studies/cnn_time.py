@@ -23,6 +23,7 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--guide", default="mean_field")
     parser.add_argument("--draws", type=int, default=50)
+    parser.add_argument("--only", default="", help="configurations whose names contain this")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
@@ -82,6 +83,7 @@ if __name__ == "__main__":
         )
         return time.process_time() - started
 
+    configurations = {name: how for name, how in configurations.items() if options.only in name}
     ratios = {name: [] for name in configurations}
     for _ in range(options.rounds):
         for name, (effects, adversary) in configurations.items():
