@@ -11,19 +11,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pyro_armed.adversary import Adversary
-from pyro_armed.baselines import Rows, Task
 from pyro_armed.datasets import image_folder
 from pyro_armed.effects import RandomEffects
 from pyro_armed.errors import ArgumentError, DataError
 from pyro_armed.networks import CNN
 from pyro_armed.reproduce._application import Application, Problem
+from pyro_armed.reproduce._site_tasks import site_task
 from pyro_armed.reproduce._sites import SiteTruth, measures, pictures, split, standardised
 from pyro_armed.simulate import GroupImages, group_logits, phantoms
 
 __all__ = ["DIAGNOSIS", "FIXED_EFFECTS", "NEW_GROUPS", "SHOWN", "binary", "folder_images", "largest_groups"]
 
 _FIT = {"epochs": 20, "batch_size": 64, "learning_rate": 3e-3, "schedule": "cosine"}
-_QUICK = {"epochs": 2, "batch_size": 64, "learning_rate": 3e-3, "draws": 10}
 _SITES = 12
 
 
@@ -61,18 +60,17 @@ def _problem(seed: int, quick: bool, files: Sequence[Path]) -> Problem:
     train, test = split(seed, groups, seen)
     x = standardised(images)
 
-    def rows(which: NDArray[np.bool_]) -> Rows:
-        return Rows(x[which], labels[which], {"site": groups[which]})
-
-    task = Task(
-        train=rows(train),
-        seen=rows(test),
-        unseen=rows(~seen) if (~seen).any() else None,
-        group="site",
+    task = site_task(
+        x,
+        labels,
+        "site",
+        groups,
+        (train, test),
+        quick=quick,
+        fit=_FIT,
         network=_network,
         random_effects=[RandomEffects("site", slopes="features")],
         adversary=ADVERSARY,
-        fit=_QUICK if quick else _FIT,
         new_groups=NEW_GROUPS,
         fixed_effects_weight=FIXED_EFFECTS,
         draws=10 if quick else 30,
