@@ -6,16 +6,17 @@ in a dictionary of tensors, the state, and nothing is read back from them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from pyro_armed.batch import Batch, inclusion_probability, present_groups
-from pyro_armed.integers import Integers
 from pyro_armed.objective import LossParts, Objective
 
 __all__ = [
@@ -283,12 +284,7 @@ class Update:
         self.partial = data.size < data.n_rows
         known = {group.name: group.counts for group in objective.module.spec.groups}
         # A factor for each number of rows that a group may have: one for each group would take more memory.
-        self.counts = {
-            name: _padded(
-                known[name] if self.partial else torch.bincount(data.codes[name], minlength=n), data.device
-            )
-            for name, n in self.dummies.items()
-        }
+        self.counts = {name: _rows_of_groups(known[name], data, name) for name in sparse}
         factors = _row_shares if self.partial else _group_scales
         self.factors = {name: factors(int(self.counts[name].max()), data, size) for name in sparse}
 
@@ -327,7 +323,9 @@ class Update:
 
     def _group_scale(self, name: str, groups: Tensor, codes: Tensor) -> Tensor:
         """Factor of the divergence of each present group: its share of an epoch's steps, as an estimate."""
-        scale = self.factors[name][self.counts[name][groups].long()]
+        counts = self.counts[name]
+        scale = self.factors[name][counts[groups.clamp_max(len(counts) - 1)]]
+        scale = torch.where(groups < len(counts), scale, torch.zeros_like(scale))  # none for padding
         if not self.partial:
             return scale
         # Rows of files are not shuffled as a whole, so that the chance of a group to be in a batch is not
@@ -512,12 +510,13 @@ def _record(parts: LossParts) -> Tensor:
     return torch.cat([elbo.reshape(1).double(), accuracy.double()])
 
 
-def _padded(counts: Tensor | Sequence[int], device: torch.device) -> Tensor:
-    """Rows of each group, none for padding, half as large as in 64 bits."""
-    if isinstance(counts, Integers):
-        counts = torch.tensor(counts.array)
-    known = torch.as_tensor(counts).int()
-    return torch.cat([known, known.new_zeros(1)]).to(device)
+def _rows_of_groups(counts: Sequence[int], data: Batch, group: str) -> Tensor:
+    """Rows of each group, shape (C,), in the memory of the specification."""
+    if data.size == data.n_rows != int(np.sum(counts)):  # other rows than those of the specification
+        return torch.bincount(data.codes[group], minlength=len(counts))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the numbers cannot be written to, and are not
+        return torch.as_tensor(np.asarray(counts)).to(data.device)
 
 
 def _group_scales(most: int, data: Batch, rows: int) -> Tensor:

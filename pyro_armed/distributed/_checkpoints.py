@@ -95,10 +95,10 @@ def _restore_optimizer(
             state.setdefault(int(number), {})[moment] = tensor
     described: dict[str, Any] = optimizer.state_dict()
     sizes = [len(group["params"]) for group in described["param_groups"]]
-    if header["sizes"] != sizes:
+    if header.get("sizes") != sizes:
         raise FileFormatError(
-            "The checkpoint was written with another batch size or number of processes, and has other "
-            "moments; go on with those, or read it with fit_from()."
+            "The checkpoint was written with another batch size, number of processes or version, and has "
+            "other moments; go on with those, or read it with fit_from()."
         )
     for group, rate in zip(described["param_groups"], header["rates"], strict=True):
         group["lr"] = rate
