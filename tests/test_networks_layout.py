@@ -73,6 +73,14 @@ def test_small_batches_are_left_alone():
     assert seen["layers.0"].is_contiguous()
 
 
+def test_other_devices_keep_their_layout():
+    network = networks.CNN(channels=(4,), hidden=(5,)).build((32, 32), 1).to("meta")
+    names = network.conv_layers
+    with networks.layer_outputs(network, names) as seen, networks.channels_last(network, names):
+        network(rows_of(20, 32, 32).to("meta"))
+    assert seen["layers.0"].is_contiguous()
+
+
 # --- instance normalisation --------------------------------------------------------------------------------
 
 
