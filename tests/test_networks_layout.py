@@ -73,6 +73,17 @@ def test_small_batches_are_left_alone():
     assert seen["layers.0"].is_contiguous()
 
 
+@pytest.mark.parametrize(("device", "last"), [("cpu", True), ("meta", False)])
+def test_processors_alone_have_it(device, last):
+    network = nn.Sequential(nn.Conv2d(3, 2, 3)).to(device)
+    strides = []
+    with networks.channels_last(network, ["0"]):
+        handle = network[0].register_forward_pre_hook(lambda layer, args: strides.append(args[0].stride()[1]))
+        network(rows_of(20, 3, 32, 32).to(device))
+        handle.remove()
+    assert (strides == [1]) is last
+
+
 # --- instance normalisation --------------------------------------------------------------------------------
 
 

@@ -93,4 +93,6 @@ def _all(layer: nn.Module, args: Any) -> Any:
 
 
 def _large(layer: nn.Module, args: Any) -> Any:
-    return _all(layer, args) if args and args[0].numel() >= _FEWEST else args
+    # The model may have moved to another device since it was made.
+    wanted = bool(args) and args[0].device.type == "cpu" and args[0].numel() >= _FEWEST
+    return _all(layer, args) if wanted else args
