@@ -393,6 +393,10 @@ class ARMED(FittedModel):
         -----
         A restart redraws the weights of `networks` and of networks made by a function. A module of the
         user's own keeps the weights that it came with (it may be pretrained).
+
+        A network beside a linear path, with a Gaussian response and many rows for each weight, is trained by
+        the marginal likelihood of all rows where the arguments do not say how: see
+        `pyro_armed.marginal_training`.
         """
         rows = self._sample if self._training is None else self._training
         if rows is None:
