@@ -269,16 +269,16 @@ def _group_shares(
     settings: Adversary, conditional: bool, module: MixedEffectsModule, data: Batch, groups: Sequence[str]
 ) -> tuple[Tensor, ...]:
     """What the adversary's kernel needs to know of all rows."""
-    if not settings.kernel:
+    if not settings.independence:
         return ()
     spec = module.spec
     if conditional and spec.family.response not in CLASSES:
         raise ArgumentError(
-            "kernel of the adversary compares rows of the same class, and the response has none; "
-            "set kernel=0 or conditional=False."
+            "independence of the adversary compares rows of the same class, and the response has none; "
+            "set independence=0 or conditional=False."
         )
     if data.size < data.n_rows:
-        raise ArgumentError("kernel of the adversary needs all rows in memory; set kernel=0.")
+        raise ArgumentError("independence of the adversary needs all rows in memory; set independence=0.")
     classes = data.response if conditional else None
     return tuple(group_shares(data.codes[g], spec.group(g).size, classes, data.weights) for g in groups)
 

@@ -104,7 +104,7 @@ class AdversaryHead:
                 group_dependence(features, batch.codes[group], shares, classes, batch.weights)
                 for group, shares in zip(self.groups, self.shares, strict=True)
             ]
-            loss = loss + weight * self.settings.kernel * torch.stack(found).mean()
+            loss = loss + weight * self.settings.independence * torch.stack(found).mean()
         return loss, torch.stack([term.accuracy for term in terms])
 
 

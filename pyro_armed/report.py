@@ -245,8 +245,8 @@ def _adversary(model: Any) -> list[str]:
         layers = ", ".join(map(str, settings.hidden)) or "none"
         reads = "" if settings.layers is None else f"; reads {', '.join(settings.layers)}"
         lines = [f"weight {settings.weight:g} against {groups}{given}; hidden layers {layers}{reads}"]
-        if settings.kernel:
-            lines[0] += f"; kernel {settings.kernel:g}"
+        if settings.independence:
+            lines[0] += f"; independence {settings.independence:g}"
     if getattr(model, "fixed_effects_weight", 0.0):
         lines.append(f"loss of the prediction without group effects: weight {model.fixed_effects_weight:g}")
     return lines

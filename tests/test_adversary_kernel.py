@@ -80,7 +80,7 @@ def model(kernel, weight=1.0):
         {"group": DATA["group"].to_numpy()},
         random_effects=[pa.RandomEffects("group")],
         network=pa.networks.MLP(hidden=(6,)),
-        adversary=Adversary(weight=weight, kernel=kernel),
+        adversary=Adversary(weight=weight, independence=kernel),
         family="bernoulli",
     )
 
@@ -119,15 +119,15 @@ def test_a_weight_of_zero_only_watches():
 
 
 def test_what_it_cannot_be_used_with():
-    with pytest.raises(ArgumentError, match="kernel of the adversary must be"):
-        Adversary(weight=1.0, kernel=-1.0)
+    with pytest.raises(ArgumentError, match="independence of the adversary must be"):
+        Adversary(weight=1.0, independence=-1.0)
     frame = pa.simulate.mixed_model(4, 10, seed=0).frame
     given = {
         "network": pa.networks.MLP(hidden=(4,)),
-        "adversary": Adversary(1.0, kernel=1.0, conditional=True),
+        "adversary": Adversary(1.0, independence=1.0, conditional=True),
     }
     with pytest.raises(ArgumentError, match="conditional=False"):
         pa.ARMED("y ~ x1 + (1 | group)", frame, **given)
     with pytest.raises(ArgumentError, match="one per row"):
         group_dependence(torch.zeros(4, 2), torch.zeros(3, dtype=torch.long), torch.ones(1, 1))
-    assert Adversary.from_config(Adversary(weight=1.0, kernel=3.0).config()).kernel == 3.0
+    assert Adversary.from_config(Adversary(weight=1.0, independence=3.0).config()).independence == 3.0

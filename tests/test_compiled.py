@@ -55,7 +55,11 @@ NETWORKS = {
         {"adversary": pa.Adversary(0.5, groups=("g", "h"), conditional=True, weight_decay=0.1)},
     ),
     "classes": ("c ~ x + z + (1 + features | g)", "categorical", {"adversary": pa.Adversary(1.0)}),
-    "kernel": ("c ~ x + z + (1 + features | g)", "categorical", {"adversary": pa.Adversary(1.0, kernel=5.0)}),
+    "independence": (
+        "c ~ x + z + (1 + features | g)",
+        "categorical",
+        {"adversary": pa.Adversary(1.0, independence=5.0)},
+    ),
     "fixed effects": ("y ~ x + z + (1 | g)", "gaussian", {"fixed": 0.5}),
     "batch statistics": ("y ~ x + z + (1 | g)", "gaussian", {"layer": nn.BatchNorm1d(3)}),
     "dropout": ("y ~ x + z + (1 | g)", "gaussian", {"layer": nn.Dropout(0.4)}),

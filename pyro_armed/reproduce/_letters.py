@@ -20,8 +20,8 @@ __all__ = ["LETTERS"]
 # Longer fits are surer than right: at 5e-3 the network alone had an nlpd of .36 after 12 epochs and of .62
 # after 40 (seed 100, seen fonts).
 _FIT = {"epochs": 10, "batch_size": 64, "learning_rate": 8e-3, "schedule": "cosine"}
-# With kernel=3 the font is better hidden (a probe's accuracy over seeds 0 to 4: .087 instead of .095, with a
-# limit of .105), at a cost: AUROC of seen and unseen fonts of .925 and .922 instead of .935 and .932.
+# With independence=3 the font is better hidden (a probe's accuracy over seeds 0 to 4: .087 instead of .095,
+# with a limit of .105), at a cost: AUROC of seen and unseen fonts of .925 and .922 instead of .935 and .932.
 _ADVERSARY = Adversary(weight=1.0, hidden=(16,), warmup=0.2, learning_rate=0.01)
 # The network's own prediction is what a new font gets, so the loss asks for it too; see `_diagnosis`.
 _FIXED_EFFECTS = 0.3

@@ -22,7 +22,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102])
     parser.add_argument("--baseline", default="ARMED")
-    parser.add_argument("--kernel", type=float)
+    parser.add_argument("--independence", type=float)
     parser.add_argument("--reconstruction", type=float)
     parser.add_argument("--fixed-effects-weight", type=float)
     parser.add_argument("--epochs", type=int)
@@ -32,8 +32,8 @@ if __name__ == "__main__":
     for seed in options.seeds:
         problem = APPLICATIONS["cells"].problem(seed, False, ())
         task, changes = problem.task, {}
-        if options.kernel is not None:
-            changes["adversary"] = replace(task.adversary, kernel=options.kernel)
+        if options.independence is not None:
+            changes["adversary"] = replace(task.adversary, independence=options.independence)
         if options.reconstruction is not None:
             changes["reconstruction"] = replace(task.reconstruction, weight=options.reconstruction)
         if options.fixed_effects_weight is not None:

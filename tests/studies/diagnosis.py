@@ -19,7 +19,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102])
     parser.add_argument("--baseline", default="ARMED")
-    for name in ("kernel", "weight", "adversary-learning-rate", "fixed-effects-weight"):
+    for name in ("independence", "weight", "adversary-learning-rate", "fixed-effects-weight"):
         parser.add_argument(f"--{name}", type=float)
     parser.add_argument("--schedule")
     parser.add_argument("--epochs", type=int)
@@ -30,7 +30,7 @@ if __name__ == "__main__":
 
     for seed in options["seeds"]:
         task = APPLICATIONS["diagnosis"].problem(seed, False, ()).task
-        own = given(kernel="kernel", weight="weight", learning_rate="adversary_learning_rate")
+        own = given(independence="independence", weight="weight", learning_rate="adversary_learning_rate")
         changes = {
             "adversary": replace(task.adversary, **own),
             "fit": {**task.fit, **given(schedule="schedule", epochs="epochs")},
