@@ -78,7 +78,8 @@ def saliency(
     >>> network = pa.networks.CNN(channels=(4,), hidden=(4,))
     >>> x, y, site = sites.images[:60], sites.labels[:60] > 4, {"site": sites.site[:60]}
     >>> model = pa.ARMED.from_arrays(x, y, site, family="bernoulli", network=network)
-    >>> _ = model.fit(epochs=400, early_stopping=False, restarts=1, draws=5, progressbar=False)
+    >>> budget = {"epochs": 400, "schedule": "cosine", "early_stopping": False, "restarts": 1, "draws": 5}
+    >>> _ = model.fit(**budget, progressbar=False)
     >>> saliency(model, x[:2], groups={"site": sites.site[:2]}).shape
     (2, 8, 8)
     """
