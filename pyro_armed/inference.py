@@ -476,8 +476,10 @@ def _structured(
     }
     if trained is not None:
         notes |= _conditions(module)
-        # Some estimates for the finished guide are no steps, and higher than the last ones of training.
-        steps = fit.elbo if len(fit.elbo) > FEW_ESTIMATES else fit.elbo[:0]
+        # Estimates for the finished guide are no steps; where the trace alone says if training was long
+        # enough, the own steps of the guide, at a higher level, would have it rising.
+        own = settings.early_stopping and len(fit.elbo) > FEW_ESTIMATES
+        steps = fit.elbo if own else fit.elbo[:0]
         chain.trace = torch.cat([trained.result.elbo, steps])
         trained.record(chain)
     if ratios.shape[1]:
