@@ -30,7 +30,7 @@ from pyro_armed.sampling import CONDITIONS_ON, sample_nuts
 from pyro_armed.seeds import generator_for
 from pyro_armed.spec import ModelSpec
 from pyro_armed.structured import JointGuide, StructuredGuide
-from pyro_armed.structured_fit import fit_structured
+from pyro_armed.structured_fit import FEW_ESTIMATES, fit_structured
 from pyro_armed.training import TrainingResult, TrainingSettings, no_validation, single_thread, train_restarts
 
 __all__ = ["InferenceResult", "InferenceSettings", "assembled", "infer", "mean_field_chain"]
@@ -476,7 +476,11 @@ def _structured(
     }
     if trained is not None:
         notes |= _conditions(module)
-        chain.trace = torch.cat([trained.result.elbo, fit.elbo])
+        # Estimates for the finished guide are no steps; where the trace alone says if training was long
+        # enough, the own steps of the guide, at a higher level, would have it rising.
+        own = settings.early_stopping and len(fit.elbo) > FEW_ESTIMATES
+        steps = fit.elbo if own else fit.elbo[:0]
+        chain.trace = torch.cat([trained.result.elbo, steps])
         trained.record(chain)
     if ratios.shape[1]:
         _, by_group = pareto_smooth(ratios.T)
