@@ -75,10 +75,7 @@ class LazyAdam(torch.optim.Adam):
     Moments and step counts are kept by row, as those of `pyro_armed.updates.Update`. Parameters with dense
     gradients get Adam's step.
 
-    Parameters
-    ----------
-    params, **options
-        Those of `torch.optim.Adam`.
+    Its parameters are those of `torch.optim.Adam`.
 
     Examples
     --------
