@@ -33,7 +33,7 @@ def _network() -> nn.Module:
 # On the last hidden activations, which is where group information would enter the prediction. The classifier
 # alone lags behind the network where learning rates fall: a fresh probe got .07 to .13 above chance (seeds
 # 100 to 102), with the kernel .00 to .03 (seeds 100 to 105). At independence=30 unseen AUROC was .72 (seeds
-# 101, 104, 105), at 15 .78, at 10 and 8 .78 too (100 to 105); at 15 one of five fits of other seeds lost it.
+# 101, 104, 105), at 15, 10 and 8 .78 (100 to 105); of other seeds one fit in five lost it at 15 and at 10.
 ADVERSARY = Adversary(weight=1.0, hidden=(16,), warmup=0.5, learning_rate=0.01, independence=10.0)
 
 # AUROC pools the rows of all unseen sites. Effects drawn for each of them ("marginal") put noise between
