@@ -20,6 +20,7 @@ from pyro_armed.design._encoded import (
     spec_from_config,
     spec_to_config,
 )
+from pyro_armed.design._grouped import GroupedDesign
 from pyro_armed.design._rows import (
     Rows,
     checked_effects,
@@ -37,13 +38,12 @@ from pyro_armed.effects import RandomEffects, ScaleBias
 from pyro_armed.errors import ArgumentError, ArmedError, DataError, FileFormatError
 from pyro_armed.families import Family, Response, prepare_response
 from pyro_armed.groups import GroupIndex
-from pyro_armed.integers import Integers
-from pyro_armed.spec import FEATURES, EffectBlock, Group, Predictor, Term, with_layers
+from pyro_armed.spec import FEATURES, EffectBlock, Predictor, Term, with_layers
 
 __all__ = ["ArrayDesign"]
 
 
-class ArrayDesign:
+class ArrayDesign(GroupedDesign):
     """The design of a model given by arrays: learned from training data, applied to any rows.
 
     Parameters
@@ -214,31 +214,6 @@ class ArrayDesign:
         others = {"weights": weights, "offset": offset, "trials": trials}
         rows = gather_rows(values, y, groups, others, training=False, drop=self.missing == "drop")
         return self._encode(rows, None if rows.y is None else self._response(rows, training=False))
-
-    def group_index(self, name: str) -> GroupIndex:
-        """The groups of a grouping factor; KeyError if there is none."""
-        return self._groups[name]
-
-    def with_groups(self, groups: Mapping[str, GroupIndex]) -> ArrayDesign:
-        """The same design for some of the groups; labels of the others are new to it.
-
-        Parameters
-        ----------
-        groups : mapping of str to GroupIndex
-            In the place of the grouping factors of the same names.
-
-        Returns
-        -------
-        ArrayDesign
-            Without `training`.
-        """
-        other = ArrayDesign.__new__(ArrayDesign)
-        other.__dict__.update({name: value for name, value in vars(self).items() if name != "training"})
-        other._groups = {**self._groups, **groups}
-        other.spec = self.spec.with_groups(
-            {name: Group(name, i.labels, Integers(i.counts)) for name, i in groups.items()}
-        )
-        return other
 
     def _in_order(self, x: Any) -> Any:
         """A data frame with the columns in the order of training."""

@@ -23,7 +23,8 @@ from pyro_armed.graphs import Draw, direct, draws_outside, purified, simplified
 from pyro_armed.libraries import fingerprint, kept_library
 from pyro_armed.objective import Objective
 from pyro_armed.seeds import seeded, stream
-from pyro_armed.updates import State, Tensors, Update
+from pyro_armed.training_state import State, Tensors
+from pyro_armed.updates import Update
 
 __all__ = [
     "COMPILE",

@@ -26,7 +26,7 @@ __all__ = ["fingerprint", "kept_library", "load_library", "private_folder"]
 Run = Callable[..., Sequence[Tensor]]
 
 # Whose source says how a step is made of the gradient's graph.
-_SOURCES = ("batch", "compiled", "graphs", "libraries", "updates")
+_SOURCES = ("batch", "compiled", "graphs", "libraries", "training_state", "updates")
 _PLAIN = (
     type(None),
     bool,

@@ -15,7 +15,8 @@ from pyro_armed.batch import Batch
 from pyro_armed.compiled import CompiledStep, GradientGraph, chosen, compiler_found, uncollected
 from pyro_armed.errors import CompilationWarning
 from pyro_armed.objective import Objective
-from pyro_armed.updates import Layout, State, Tensors, Update, blank_state, first_values, sparse_groups
+from pyro_armed.training_state import Layout, State, Tensors, blank_state, first_values, sparse_groups
+from pyro_armed.updates import Update
 
 __all__ = ["Step", "StepPlan", "first_controls", "plan_steps", "reason"]
 

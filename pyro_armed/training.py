@@ -22,7 +22,7 @@ from pyro_armed.objective import Objective
 from pyro_armed.seeds import generator_for, seeded, stream
 from pyro_armed.steps import StepPlan, first_controls, plan_steps
 from pyro_armed.streaming import RowStream
-from pyro_armed.updates import initial_state, write_back
+from pyro_armed.training_state import initial_state, write_back
 
 __all__ = [
     "Plateau",

@@ -27,7 +27,8 @@ from pyro_armed.objective import Objective
 from pyro_armed.priors import PriorTable
 from pyro_armed.seeds import seeded, stream
 from pyro_armed.training import no_validation
-from pyro_armed.updates import Update, initial_state
+from pyro_armed.training_state import initial_state
+from pyro_armed.updates import Update
 
 CONTROLS = torch.tensor([0.5, 0.02, 0.01], dtype=torch.float64)
 

@@ -49,6 +49,7 @@ LAYERS = [
     "devices",
     "graphs",
     "libraries",
+    "training_state",
     "updates",
     "compiled",
     "steps",

@@ -279,7 +279,7 @@ def test_membership_helps_returning_groups_and_does_not_hurt_strangers(fitted):
         return model.evaluate(rows, new_groups=mode).set_index("metric").loc["nlpd", "value"]
 
     # .05 on these data, with a standard error of .005.
-    assert nlpd(returning, "membership") < nlpd(returning, "marginal") - 0.03
+    assert nlpd(returning, "membership") < nlpd(returning, "marginal") - 0.04
     # The strangers' mean over 30 groups has a standard error of about .03 between the modes.
     assert nlpd(strangers, "membership") < nlpd(strangers, "marginal") + 0.03
 

@@ -268,7 +268,8 @@ def test_training_stops_when_the_elbo_no_longer_rises():
     assert len(result.elbo) == 1100
 
 
-def test_the_learning_rate_decays(monkeypatch):
+def watched_rates(monkeypatch):
+    """An objective with a flat ELBO, and the list that the learning rates of its steps go to."""
     rates = []
     ascend = Update.ascend
 
@@ -281,6 +282,11 @@ def test_the_learning_rate_decays(monkeypatch):
         "b ~ x + z + (1 | g)", "bernoulli", pa.Adversary(1.0, learning_rate=0.5), network()
     )
     objective.__class__ = Constant
+    return objective, rates
+
+
+def test_the_learning_rate_decays(monkeypatch):
+    objective, rates = watched_rates(monkeypatch)
     run(objective, max_steps=900, learning_rate=0.1, compile="off")
     assert sorted({tuple(rate) for rate in rates}, reverse=True) == [
         pytest.approx((0.1, 0.5)),
@@ -290,18 +296,7 @@ def test_the_learning_rate_decays(monkeypatch):
 
 
 def test_learning_rates_fall_to_zero_along_half_a_cosine(monkeypatch):
-    rates = []
-    ascend = Update.ascend
-
-    def watched(self, state, gradient, present, controls):
-        rates.append(controls[1:].tolist())
-        return ascend(self, state, gradient, present, controls)
-
-    monkeypatch.setattr(Update, "ascend", watched)
-    objective = objective_of(
-        "b ~ x + z + (1 | g)", "bernoulli", pa.Adversary(1.0, learning_rate=0.5), network()
-    )
-    objective.__class__ = Constant
+    objective, rates = watched_rates(monkeypatch)
     result = run(objective, max_steps=1200, learning_rate=0.1, schedule="cosine", compile="off")
     assert len(result.elbo) == 1200  # a flat ELBO does not end it
     assert rates[0] == pytest.approx([0.1, 0.5])

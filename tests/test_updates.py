@@ -7,44 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hand_made import design, frame, module_of
-from torch import nn
+from hand_made import frame
+from hand_made_guides import networked_objective, objective_of
 
-import pyro_armed as pa
-from pyro_armed.building import build_adversary
 from pyro_armed.compiled import unchecked_priors
-from pyro_armed.guides import MeanFieldGuide
 from pyro_armed.local import local_parameters
-from pyro_armed.objective import Objective
 from pyro_armed.seeds import seeded
 from pyro_armed.training import TrainingSettings, no_validation, train
-from pyro_armed.updates import (
-    RARE,
-    Layout,
-    Update,
-    blank_state,
+from pyro_armed.training_state import (
     first_values,
     initial_state,
-    sparse_groups,
     write_back,
 )
+from pyro_armed.updates import RARE, Update
 
 CONTROLS = torch.tensor([0.5, 0.02, 0.01], dtype=torch.float64)
-
-
-def objective_of(formula="y ~ x + (1 | g)", family="gaussian", data=None, adversary=None, network=None):
-    made = design(formula, frame() if data is None else data, family, network=network is not None)
-    module = module_of(made, network, None if network is None else "2", 3)
-    guide = MeanFieldGuide(module, module.data, torch.Generator().manual_seed(0))
-    return Objective(module, guide, build_adversary(adversary, module, module.data, 0))
-
-
-def networked():
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
-    return objective_of(
-        "b ~ x + z + (1 | g)", "bernoulli", adversary=pa.Adversary(0.5, weight_decay=0.1), network=network
-    )
 
 
 def walk(update, state, data, rows, controls=CONTROLS, seed=0):
@@ -54,7 +31,7 @@ def walk(update, state, data, rows, controls=CONTROLS, seed=0):
 
 
 def test_steps_are_those_of_torchs_adam():
-    objective, other = networked(), networked()
+    objective, other = networked_objective(), networked_objective()
     data = objective.module.data
     rows = [torch.tensor([0, 3, 4, 9, 11, 17]), torch.tensor([1, 2, 5, 6, 7, 8])] * 4
     update = Update(objective, data, 6, clip=math.inf)
@@ -85,33 +62,6 @@ def test_steps_are_those_of_torchs_adam():
         objective.adversary.classifiers.parameters(), other.adversary.classifiers.parameters(), strict=True
     ):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
-
-
-def test_a_state_keeps_restarts_apart():
-    objectives = [objective_of(), objective_of()]
-    with torch.no_grad():
-        objectives[1].guide.locations[0].add_(1.0)
-    layout = Layout.of(objectives[0], ("g",))
-    state = initial_state(layout, objectives)
-    before = [[p.clone() for p in one.guide.parameters()] for one in objectives]
-    for one in objectives:
-        with torch.no_grad():
-            for parameter in one.guide.parameters():
-                parameter.zero_()
-    write_back(layout, state, objectives)
-    for one, values in zip(objectives, before, strict=True):
-        assert all(map(torch.equal, one.guide.parameters(), values))
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_blank_state_is_laid_out_like_a_state(count):
-    objectives = [objective_of() for _ in range(count)]
-    layout = Layout.of(objectives[0], ("g",))
-    blank, state = blank_state(layout, objectives), initial_state(layout, objectives)
-    assert list(blank) == list(state)
-    for name, tensor in state.items():
-        other = blank[name]
-        assert (other.shape, other.stride(), other.dtype) == (tensor.shape, tensor.stride(), tensor.dtype)
 
 
 def test_first_values_are_those_of_the_first_state():
@@ -182,21 +132,6 @@ def unbalanced():
     """Groups of 1 to 4 rows."""
     data = frame(5, 4)
     return data.drop(index=[1, 2, 3, 5, 6, 9]).reset_index(drop=True)
-
-
-def test_which_groups_are_sparse():
-    objective = objective_of("y ~ x + (1 | g) + (1 | h)", data=frame(30, 2))
-    data = objective.module.data
-    assert sparse_groups(objective, data, 10) == ("g",)
-    assert sparse_groups(objective, data, 20) == ()
-    assert sparse_groups(objective, data, data.n_rows) == ()
-    watched = networked()
-    assert sparse_groups(watched, watched.module.data, 2) == ()
-    assert sparse_groups(replace_guide(objective), data, 10) == ()
-
-
-def replace_guide(objective):
-    return Objective(objective.module, lambda batch, hidden: None)
 
 
 def test_only_the_rows_of_present_groups_move():
@@ -308,7 +243,7 @@ def test_training_touches_tables_row_by_row(monkeypatch):
 def test_a_step_follows_its_objective_to_another_device(formula, family, sparse):
     """Tensors on "meta" have no numbers, but do not mix with those of the CPU any more than a GPU's do."""
     data = frame().assign(count=lambda rows: rows["y"].abs().round())
-    objective = networked() if family == "bernoulli" else objective_of(formula, family, data)
+    objective = networked_objective() if family == "bernoulli" else objective_of(formula, family, data)
     update = Update(objective, objective.module.data, 6, 10.0, sparse)
     moved = objective.module.data.to("meta")
     objective.to("meta", moved)

@@ -21,7 +21,7 @@ from pyro_armed.seeds import generator_for
 from pyro_armed.simulate import spirals
 from pyro_armed.steps import first_controls, plan_steps
 from pyro_armed.training import no_validation
-from pyro_armed.updates import initial_state
+from pyro_armed.training_state import initial_state
 
 __all__ = ["BATCH", "CLIP", "RATE", "groups_model", "library_step", "objectives", "rows_of", "spirals_model"]
 

@@ -22,7 +22,7 @@ from pyro_armed.benchmark._models import BATCH, groups_model, library_step, obje
 from pyro_armed.benchmark._steps import compiled_modes
 from pyro_armed.seeds import seeded
 from pyro_armed.training import TrainingSettings, train_restarts
-from pyro_armed.updates import Layout, initial_state, sparse_groups
+from pyro_armed.training_state import Layout, initial_state, sparse_groups
 
 __all__ = ["groups", "memory", "memory_use", "restarts", "rows"]
 

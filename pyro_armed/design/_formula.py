@@ -22,6 +22,7 @@ from pyro_armed.design._encoded import (
     spec_from_config,
     spec_to_config,
 )
+from pyro_armed.design._grouped import GroupedDesign
 from pyro_armed.design._structure import (
     formula_block,
     linear_terms,
@@ -34,9 +35,8 @@ from pyro_armed.errors import ArgumentError, ArmedError, FileFormatError, Formul
 from pyro_armed.families import Family, Response
 from pyro_armed.formula import FEATURES, quote
 from pyro_armed.groups import GroupIndex
-from pyro_armed.integers import Integers
 from pyro_armed.predictors import PredictorColumns
-from pyro_armed.spec import EffectBlock, Group, ModelSpec, Predictor, Term, with_layers
+from pyro_armed.spec import EffectBlock, ModelSpec, Predictor, Term, with_layers
 from pyro_armed.terms import CommonTerms, unsafe_calls
 from pyro_armed.within_between import WithinBetween
 
@@ -45,7 +45,7 @@ __all__ = ["FormulaDesign", "Values"]
 _CONFIG_ERRORS = (KeyError, TypeError, IndexError, AttributeError, ValueError)
 
 
-class FormulaDesign:
+class FormulaDesign(GroupedDesign):
     """The design of a model given by formulas: learned from training data, applied to any rows.
 
     Parameters
@@ -189,31 +189,6 @@ class FormulaDesign:
         if trials is not None:
             encoded = replace(encoded, batch=replace(encoded.batch, trials=self._tensor(trials)))
         return encoded
-
-    def group_index(self, name: str) -> GroupIndex:
-        """The groups of a grouping factor; KeyError if there is none."""
-        return self._groups[name]
-
-    def with_groups(self, groups: Mapping[str, GroupIndex]) -> FormulaDesign:
-        """The same design for some of the groups; labels of the others are new to it.
-
-        Parameters
-        ----------
-        groups : mapping of str to GroupIndex
-            In the place of the grouping factors of the same names.
-
-        Returns
-        -------
-        FormulaDesign
-            Without `training`.
-        """
-        other = FormulaDesign.__new__(FormulaDesign)
-        other.__dict__.update({name: value for name, value in vars(self).items() if name != "training"})
-        other._groups = {**self._groups, **groups}
-        other.spec = self.spec.with_groups(
-            {name: Group(name, i.labels, Integers(i.counts)) for name, i in groups.items()}
-        )
-        return other
 
     # --- terms and groups --------------------------------------------------------------------------------
 

@@ -161,6 +161,10 @@ class StreamedDesign(FormulaDesign):
             raise DataError(f"The weights in column '{self.weights}' must be finite numbers, zero or more.")
         return values, response, weights.to_numpy()
 
+    def _blank(self) -> FormulaDesign:
+        """Of some groups: no files are read any more."""
+        return FormulaDesign.__new__(FormulaDesign)
+
     # --- passes ------------------------------------------------------------------------------------------
 
     def _index(self, name: str, found: Distinct) -> GroupIndex:

@@ -24,7 +24,8 @@ from pyro_armed.local import local_parameters
 from pyro_armed.seeds import seeded, stream
 from pyro_armed.streamed_fit import chain_from, start
 from pyro_armed.training import Plateau, TrainingResult
-from pyro_armed.updates import BETAS, RARE, Parts, sparse_groups
+from pyro_armed.training_state import Parts, sparse_groups
+from pyro_armed.updates import BETAS, RARE
 
 __all__ = ["WINDOW", "Task"]
 
