@@ -148,11 +148,12 @@ class GaussianConditional(GroupGaussian):
         """
         blocks, crossed, dense = self._parts(problem)
         eliminated = self._eliminated(problem, blocks)
+        scores = self._scores(problem)
         with torch.no_grad():
             precision = self._eliminate(blocks, crossed, dense, eliminated)
-            z = self._apply_inverse(precision, self._scores(problem))
+            z = self._apply_inverse(precision, scores)
         first = z[0].reshape(len(z[0]), -1, 1)
-        score = sum((part * s).sum((1, 2)) for part, s in zip(z, self._scores(problem), strict=True))
+        score = sum((part * s).sum((1, 2)) for part, s in zip(z, scores, strict=True))
         square = (z[0].unsqueeze(-2) @ blocks @ z[0].unsqueeze(-1)).sum((1, 2, 3))
         log_det = log_determinant(blocks, precision[0]).sum(-1)
         if crossed.shape[-1]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -37,6 +38,8 @@ from pyro_armed.spec import FEATURES, INTERCEPT, EffectBlock, LayerEffects, Mode
 __all__ = ["MixedEffectsModule"]
 
 OBSERVATIONS = "__obs__"
+# Value of a site, from its name and its distribution.
+Sample = Callable[[str, Any], Any]
 
 
 class MixedEffectsModule(Regression):
@@ -163,8 +166,13 @@ class MixedEffectsModule(Regression):
         self._sample_effects(batch, values)
         return values
 
-    def sample_globals(self) -> dict[str, Tensor]:
+    def sample_globals(self, sample: Sample = pyro.sample) -> dict[str, Tensor]:
         """Draw what is not specific to a group: common effects, auxiliaries, sds and correlations.
+
+        Parameters
+        ----------
+        sample : callable
+            Gives the value of a site from its name and its distribution.
 
         Returns
         -------
@@ -173,36 +181,31 @@ class MixedEffectsModule(Regression):
         """
         values: dict[str, Tensor] = {}
         for predictor in self.spec.predictors:
-            self._sample_common(predictor, values)
-        self._sample_auxiliaries(values)
+            self._sample_common(predictor, values, sample)
+        self._sample_auxiliaries(values, sample)
         for block in self.spec.blocks:
-            self._sample_covariance(block, values)
+            self._sample_covariance(block, values, sample)
         within = [f"{name}_sigma" for layer in self.spec.layers for name in layer.names]
         for name in [*within, f"{RECONSTRUCTION}_sigma"]:
             if name in self.priors:
-                values[name] = pyro.sample(name, self.priors[name].raw)
+                values[name] = sample(name, self.priors[name].raw)
         return values
 
-    def _sample_raw(self, name: str) -> Tensor:
-        prior: Prior = self.priors[name]
-        return prior.shift + prior.unit * pyro.sample(f"{name}_raw", prior.raw)
-
-    def _sample_common(self, predictor: Predictor, values: dict[str, Tensor]) -> None:
+    def _sample_common(self, predictor: Predictor, values: dict[str, Tensor], sample: Sample) -> None:
         """Common effects on the data's scale; the intercept is drawn at the mean of the columns."""
-        for label in [*(term.name for term in predictor.terms), FEATURES]:
+        labels = [*(term.name for term in predictor.terms), FEATURES]
+        for label in [*labels, INTERCEPT] if predictor.intercept else labels:
             name = predictor.common_name(label)
-            if name in self.priors:
-                values[name] = self._sample_raw(name)
-        if predictor.intercept:
-            name = predictor.common_name(INTERCEPT)
-            values[name] = self._sample_raw(name)
+            if label == INTERCEPT or name in self.priors:
+                prior: Prior = self.priors[name]
+                values[name] = prior.shift + prior.unit * sample(f"{name}_raw", prior.raw)
 
-    def _sample_auxiliaries(self, values: dict[str, Tensor]) -> None:
+    def _sample_auxiliaries(self, values: dict[str, Tensor], sample: Sample) -> None:
         for name in self.spec.family.auxiliaries:
             if name not in self.priors:
                 continue
             site = "threshold_raw" if name == "threshold" else name
-            values[name] = pyro.sample(site, self.priors[name].raw)
+            values[name] = sample(site, self.priors[name].raw)
 
     def _sample_effects(self, batch: Batch, values: dict[str, Tensor]) -> None:
         for group in self.spec.groups:
@@ -220,13 +223,13 @@ class MixedEffectsModule(Regression):
                     if layer.group == group.name:
                         self._sample_layer(layer, values)
 
-    def _sample_covariance(self, block: EffectBlock, values: dict[str, Tensor]) -> None:
+    def _sample_covariance(self, block: EffectBlock, values: dict[str, Tensor], sample: Sample) -> None:
         for term in block.terms:
             name = f"{block.effect_name(term)}_sigma"
-            values[name] = pyro.sample(name, self.priors[name].raw)
+            values[name] = sample(name, self.priors[name].raw)
         if block.correlated:
             name = corr_name(self.spec, block)
-            values[name] = pyro.sample(f"{name}_cholesky", self.priors[name].raw)
+            values[name] = sample(f"{name}_cholesky", self.priors[name].raw)
 
     def _sample_block(self, block: EffectBlock, values: dict[str, Tensor]) -> None:
         offsets = []
