@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_armed.batch import Batch
 from pyro_armed.conditional import GroupConditional
 from pyro_armed.crossed import CrossProducts, log_determinant
-from pyro_armed.group_gaussian import Effects, GroupGaussian, Hidden
+from pyro_armed.group_gaussian import Effects, GroupGaussian, Hidden, solve_lower
 from pyro_armed.module import MixedEffectsModule
 
 __all__ = ["GaussianConditional", "GaussianProblem", "conditional_of", "has_gaussian_conditional"]
@@ -53,18 +53,31 @@ def has_gaussian_conditional(module: MixedEffectsModule) -> bool:
 
 
 def conditional_of(
-    module: MixedEffectsModule, batch: Batch, hidden: Hidden = None, sizes: Mapping[str, int] | None = None
+    module: MixedEffectsModule,
+    batch: Batch,
+    hidden: Hidden = None,
+    sizes: Mapping[str, int] | None = None,
+    within: Tensor | None = None,
 ) -> Any:
     """The cheapest exact way to the group effects of a model: Gaussian or not.
 
     Each solves the problems that it makes itself, which is more than their types can say.
     """
-    kind = GaussianConditional if has_gaussian_conditional(module) else GroupConditional
-    return kind(module, batch, hidden, sizes)
+    if has_gaussian_conditional(module):
+        return GaussianConditional(module, batch, hidden, sizes, within)
+    return GroupConditional(module, batch, hidden, sizes)
 
 
 class GaussianConditional(GroupGaussian):
-    """Group effects of a Gaussian model given its global variables; see `GroupConditional`."""
+    """Group effects of a Gaussian model given its global variables; see `GroupConditional`.
+
+    Parameters
+    ----------
+    module, batch, hidden, sizes
+        As for `GroupGaussian`.
+    within : Tensor, 0-dim, optional
+        What `pool_rows` took from the sum of squares of the rows.
+    """
 
     def __init__(
         self,
@@ -72,6 +85,7 @@ class GaussianConditional(GroupGaussian):
         batch: Batch,
         hidden: Hidden = None,
         sizes: Mapping[str, int] | None = None,
+        within: Tensor | None = None,
     ):
         super().__init__(module, batch, hidden, sizes)
         self._coefficients = self._coefficient_names()
@@ -82,7 +96,9 @@ class GaussianConditional(GroupGaussian):
         rows = torch.cat([columns, (batch.response - offset).unsqueeze(-1)], dim=-1)  # type: ignore[operator]
         weight = torch.ones_like(offset) if batch.weights is None else batch.weights
         self.total_weight = weight.sum()
+        self.within = weight.new_zeros(()) if within is None else within
         self.squares = rows.mT @ (rows * weight.unsqueeze(-1))
+        self.squares[-1, -1] += self.within
         slopes = {name: self.columns_of(name) for name in self.groups}
         weighted = {name: slope * weight.unsqueeze(-1) for name, slope in slopes.items()}
         self.products = [
@@ -151,10 +167,12 @@ class GaussianConditional(GroupGaussian):
         scores = self._scores(problem)
         with torch.no_grad():
             precision = self._eliminate(blocks, crossed, dense, eliminated)
+            if not scores[0].requires_grad:
+                return self._likelihood(problem, self._fit(precision, scores) - precision[3])
             z = self._apply_inverse(precision, scores)
         first = z[0].reshape(len(z[0]), -1, 1)
         score = sum((part * s).sum((1, 2)) for part, s in zip(z, scores, strict=True))
-        square = (z[0].unsqueeze(-2) @ blocks @ z[0].unsqueeze(-1)).sum((1, 2, 3))
+        square = _quadratic(blocks, z[0])
         log_det = log_determinant(blocks, precision[0]).sum(-1)
         if crossed.shape[-1]:
             second = torch.cat([part.reshape(len(part), -1) for part in z[1:]], dim=1).unsqueeze(-1)
@@ -165,16 +183,28 @@ class GaussianConditional(GroupGaussian):
                 ).reshape(crossed.shape)
                 eliminated = cross.mT @ cross
             log_det = log_det + log_determinant(dense - eliminated, precision[2])
-        residual = self._residual_squares(problem)
+        return self._likelihood(problem, 2 * score - square - log_det)
+
+    def _fit(self, precision: tuple[Tensor, Tensor, Tensor, Tensor], scores: list[Tensor]) -> Tensor:
+        """Scores' squares in the metric of the inverse precision, which z at its mean adds, shape (S,)."""
+        primary, cross, rest, _ = precision
+        size = len(primary)
+        half = solve_lower(primary, scores[0].unsqueeze(-1)).reshape(size, -1)
+        total = half.square().sum(1)
+        if rest.shape[-1]:
+            others = torch.cat([score.reshape(size, -1) for score in scores[1:]], dim=1).unsqueeze(-1)
+            left = others - cross.mT @ half.unsqueeze(-1)
+            total = total + torch.linalg.solve_triangular(rest, left, upper=False).square().sum((1, 2))
+        return total
+
+    def _likelihood(self, problem: GaussianProblem, effects: Tensor) -> Tensor:
+        """The log likelihood from twice what the group effects add to that without them, shape (S,)."""
         log_scale = self.total_weight * (math.log(2 * math.pi) + problem.variance.log())
-        return -0.5 * (log_scale + residual / problem.variance - 2 * score + square + log_det)
+        return -0.5 * (log_scale + self._residual_squares(problem) / problem.variance - effects)
 
     def evidence(self, problem: GaussianProblem) -> Tensor:
         """The log density log p(y | theta) of a model without group effects, shape (S,)."""
-        residual = self._residual_squares(problem)
-        return -0.5 * (
-            self.total_weight * (math.log(2 * math.pi) + problem.variance.log()) + residual / problem.variance
-        )
+        return self._likelihood(problem, torch.zeros_like(problem.variance))
 
     def _residual_squares(self, problem: GaussianProblem) -> Tensor:
         return ((problem.contrast @ self.squares) * problem.contrast).sum(-1)
@@ -245,7 +275,7 @@ class GaussianConditional(GroupGaussian):
         scores = []
         for products, transform in zip(self.products, problem.transforms, strict=True):
             raw = (problem.contrast @ products.flatten(0, 1).mT).unflatten(1, products.shape[:2])
-            scores.append((raw @ transform) / problem.variance[:, None, None])
+            scores.append(_times(raw, transform / problem.variance[:, None, None]))
         return scores
 
     def _factorise(self, problem: GaussianProblem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -254,9 +284,8 @@ class GaussianConditional(GroupGaussian):
 
     def _parts(self, problem: GaussianProblem) -> tuple[Tensor, Tensor, Tensor]:
         """The precision's blocks (S, C, D, D), crossed (S, C D, M) and dense (S, M, M) parts."""
-        first = problem.transforms[0]
-        variance = problem.variance[:, None, None, None]
-        blocks = first.mT.unsqueeze(1) @ self.grams[0] @ first.unsqueeze(1) / variance
+        scaled = problem.transforms[0] / problem.variance.sqrt()[:, None, None]
+        blocks = _sandwiched(self.grams[0], scaled)
         identity = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
         return blocks + identity, *self._rest_parts(problem)
 
@@ -297,9 +326,7 @@ class GaussianConditional(GroupGaussian):
             row = []
             for h in range(1, len(totals)):
                 if g == h:
-                    transform = problem.transforms[g]
-                    gram = transform.mT.unsqueeze(1) @ self.grams[g] @ transform.unsqueeze(1)
-                    row.append(_block_diagonal(gram))
+                    row.append(_block_diagonal(_sandwiched(self.grams[g], problem.transforms[g])))
                 else:
                     part = self._scaled_cross(problem, min(g, h), max(g, h)).reshape(
                         size, totals[min(g, h)], -1
@@ -315,6 +342,28 @@ class GaussianConditional(GroupGaussian):
         if cross.shape[1] == cross.shape[3] == 1:
             return cross.unsqueeze(0) * (first * second).reshape(-1, 1, 1, 1, 1)
         return torch.einsum("cdef,sdk,sfl->sckel", cross, first, second)
+
+
+# Products of 1 x 1 matrices, of most models, are slow as such.
+
+
+def _times(rows: Tensor, transform: Tensor) -> Tensor:
+    """Rows (S, C, D) times matrices (S, D, D)."""
+    return rows * transform if transform.shape[-1] == 1 else rows @ transform
+
+
+def _sandwiched(grams: Tensor, transform: Tensor) -> Tensor:
+    """T' G T for each of S matrices T (S, D, D) and C matrices G (C, D, D), shape (S, C, D, D)."""
+    if transform.shape[-1] == 1:
+        return grams * transform.square().unsqueeze(1)
+    return transform.mT.unsqueeze(1) @ grams @ transform.unsqueeze(1)
+
+
+def _quadratic(blocks: Tensor, z: Tensor) -> Tensor:
+    """Sum over groups of z' B z, for B (S, C, D, D) and z (S, C, D), shape (S,)."""
+    if z.shape[-1] == 1:
+        return (blocks[..., 0] * z.square()).sum((1, 2))
+    return (z.unsqueeze(-2) @ blocks @ z.unsqueeze(-1)).sum((1, 2, 3))
 
 
 def _block_diagonal(blocks: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from pyro_armed.devices import checked_device, elsewhere
 from pyro_armed.draws import draw_chain, draw_tables, without_row_axis
 from pyro_armed.effect_tables import HELD, effect_numbers
 from pyro_armed.errors import ArgumentError
+from pyro_armed.gaussian_conditional import has_gaussian_conditional
 from pyro_armed.global_draws import draw_effects
 from pyro_armed.guides import MeanFieldGuide
 from pyro_armed.importance import pareto_smooth
@@ -25,6 +26,7 @@ from pyro_armed.local import local_parameters
 from pyro_armed.marginal_training import can_train_marginally, train_marginally
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.objective import AdversaryHead, Objective
+from pyro_armed.pooled_rows import PooledRows, pool_rows
 from pyro_armed.posterior import Chain, Posterior
 from pyro_armed.sampling import CONDITIONS_ON, sample_nuts
 from pyro_armed.seeds import generator_for
@@ -319,8 +321,9 @@ def _restarts(ingredients: Ingredients, settings: InferenceSettings) -> list[Fit
         for seed in seeds
     ]
     trained: list[Trained] = []
-    if settings.trains_marginally(ingredients) and can_train_marginally(modules[0], ingredients.data):
-        trained = _train_marginally(ingredients, settings, modules)
+    rows = _pooled(ingredients, settings, modules[0])
+    if settings.trains_marginally(ingredients) and can_train_marginally(modules[0], rows):
+        trained = _train_marginally(rows, settings, modules)
     elif settings.guide == "mean_field" or ingredients.plan is not None:
         label = "SVI" if settings.guide == "mean_field" else "network"
         trained = _train_mean_field(ingredients, settings, modules, seeds, label)
@@ -331,8 +334,15 @@ def _restarts(ingredients: Ingredients, settings: InferenceSettings) -> list[Fit
     for restart, (module, seed) in enumerate(zip(modules, seeds, strict=True)):
         label = f"posterior {restart + 1}/{settings.restarts}"
         one = trained[restart] if trained else None
-        fitted.append(_structured(ingredients, settings, module, seed, label, one))
+        fitted.append(_structured(rows, settings, module, seed, label, one))
     return fitted
+
+
+def _pooled(ingredients: Ingredients, settings: InferenceSettings, module: MixedEffectsModule) -> PooledRows:
+    """Training rows, those as one that the structured guide need not tell apart."""
+    if settings.guide == "structured" and has_gaussian_conditional(module):
+        return pool_rows(ingredients.data)
+    return PooledRows(ingredients.data)
 
 
 @dataclass(frozen=True)
@@ -388,13 +398,13 @@ def _train_mean_field(
 
 
 def _train_marginally(
-    ingredients: Ingredients, settings: InferenceSettings, modules: Sequence[MixedEffectsModule]
+    rows: PooledRows, settings: InferenceSettings, modules: Sequence[MixedEffectsModule]
 ) -> list[Trained]:
     """Networks by the marginal likelihood, one restart after another."""
     trained = []
     for number, module in enumerate(modules):
         label = f"network {number + 1}/{len(modules)}"
-        found = train_marginally(module, ingredients.data, progressbar=settings.progressbar, label=label)
+        found = train_marginally(module, rows, progressbar=settings.progressbar, label=label)
         result = TrainingResult(found.trace, found.converged, found.trace.new_empty(len(found.trace), 0))
         trained.append(Trained(None, result, None, found.theta))
     return trained
@@ -444,7 +454,7 @@ def mean_field_chain(
 
 
 def _structured(
-    ingredients: Ingredients,
+    rows: PooledRows,
     settings: InferenceSettings,
     module: MixedEffectsModule,
     seed: int,
@@ -452,10 +462,10 @@ def _structured(
     trained: Trained | None,
 ) -> FittedChain:
     """All but the network's body, which stays where training has left it."""
-    data, n_rows = ingredients.data, ingredients.spec.n_rows
-    within = None if trained is None else trained.guide
-    given, hidden = _given_network(module, within, data)
-    guide = StructuredGuide(given, data, hidden)
+    data, n_rows = rows.batch, rows.batch.n_rows
+    inside = None if trained is None else trained.guide
+    given, hidden = _given_network(module, inside, data)
+    guide = StructuredGuide(given, data, hidden, rows.within)
     fit = fit_structured(
         guide,
         seed=seed,
@@ -467,7 +477,7 @@ def _structured(
     )
     globals_: Any = fit.draws
     values, ratios = draw_effects(guide, globals_.theta, seed=seed)
-    drawn = {} if given is module else _drawn_within(module, within, data, settings.draws, seed)
+    drawn = {} if given is module else _drawn_within(module, inside, data, settings.draws, seed)
     chain = Chain(module, without_row_axis(given, values), {"log_weight": globals_.log_weight}, fit.elbo)
     chain.values |= drawn
     notes: dict[str, Any] = {
@@ -490,8 +500,8 @@ def _structured(
     chain.quality |= {"khat": torch.tensor(globals_.khat), "converged": torch.tensor(float(converged))}
     elbo = float(fit.elbo[-25:].mean()) * n_rows + float(module.log_prior_of_weights().detach())
     whole: Any = guide
-    if given is not module and within is not None:
-        whole = JointGuide(guide, within.restricted(module.spec.network_sites))
+    if given is not module and inside is not None:
+        whole = JointGuide(guide, inside.restricted(module.spec.network_sites))
     return FittedChain(chain, whole, elbo, converged, globals_.khat, notes)
 
 

@@ -22,6 +22,7 @@ from pyro_armed.gaussian_conditional import GaussianConditional, has_gaussian_co
 from pyro_armed.minimise import curvature_scale, minimise
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.networks import untouched
+from pyro_armed.pooled_rows import PooledRows, equal_rows
 from pyro_armed.structured import StructuredGuide
 from pyro_armed.structured_fit import find_mode, negative_hessian
 
@@ -43,14 +44,14 @@ _ROUGH = 0.5
 _TRIED_ROWS = 5
 
 
-def can_train_marginally(module: MixedEffectsModule, data: Batch) -> bool:
+def can_train_marginally(module: MixedEffectsModule, rows: PooledRows) -> bool:
     """Whether `train_marginally` applies and pays.
 
     Parameters
     ----------
     module : MixedEffectsModule
         The model; its network is run on a few rows.
-    data : Batch
+    rows : PooledRows
         Training rows.
 
     Returns
@@ -59,13 +60,13 @@ def can_train_marginally(module: MixedEffectsModule, data: Batch) -> bool:
         True for a Gaussian response, many rows, and a network beside a linear path (so that its weights have
         a prior) whose activations have no group effects, which takes rows one by one and draws nothing.
     """
-    spec, network = module.spec, module.network
+    spec, network, data = module.spec, module.network, rows.batch
     if network is None or not spec.mu.linear_path or not has_gaussian_conditional(module):
         return False
     if spec.layers or spec.reconstruction is not None or any(b.uses_features for b in spec.blocks):
         return False
     weights = sum(p.numel() for p in network.parameters())
-    if data.n_rows < _ROWS_EACH * weights or data.size != data.n_rows or not spec.blocks:
+    if data.n_rows < _ROWS_EACH * weights or not spec.blocks:
         return False
     if len(_distinct_rows(data)[0]) * weights > _MOST_WORK:
         return False
@@ -77,7 +78,7 @@ def _row_by_row(module: MixedEffectsModule, network: nn.Module, data: Batch) -> 
     """Whether the network in training treats each row by itself, always in the same way."""
     with untouched(network):
         module.train()
-        some = data.select(torch.arange(2 * _TRIED_ROWS))
+        some = data.select(torch.arange(2 * _TRIED_ROWS) % data.size)
         first, again = module.passed(some), module.passed(some)
         alone = module.passed(some.select(torch.arange(_TRIED_ROWS)))
     module.eval()
@@ -87,18 +88,8 @@ def _row_by_row(module: MixedEffectsModule, network: nn.Module, data: Batch) -> 
 
 def _distinct_rows(data: Batch) -> tuple[Tensor, Tensor]:
     """One row for each combination of predictors, shape (U,), and which each row has, shape (N,)."""
-    parts = [data.inputs.flatten(1), data.columns["mu"]]  # type: ignore[union-attr]
-    if "mu" in data.offsets:
-        parts.append(data.offsets["mu"][:, None])
-    table = torch.cat([part.double() for part in parts], dim=1)
-    generator = torch.Generator().manual_seed(0)
-    # Equal rows have equal sums; that different ones have different sums is checked.
-    mix = torch.randn(table.shape[1], generator=generator, dtype=torch.float64).to(table.device)
-    _, which = torch.unique((table * mix).sum(1), return_inverse=True)
-    everyone = torch.arange(len(table), device=table.device)
-    first = torch.zeros(int(which.max()) + 1, dtype=torch.long, device=table.device)
-    first = first.scatter_reduce(0, which, everyone, "amin", include_self=False)
-    return (first, which) if torch.equal(table[first][which], table) else (everyone, everyone)
+    inputs: Any = data.inputs
+    return equal_rows([inputs, data.columns["mu"], *data.offsets.values()])
 
 
 @dataclass(frozen=True)
@@ -138,7 +129,7 @@ class _Sums:
             product = columns.new_zeros(count, columns.shape[1])
             products.append(product.index_add(0, codes, columns * y[:, None]))
         return cls(
-            (weight * y.square()).sum(),
+            (weight * y.square()).sum() + conditional.within,
             y.new_zeros(kinds).index_add(0, which, weight * y),
             y.new_zeros(kinds).index_add(0, which, weight),
             products,
@@ -229,7 +220,7 @@ class MarginalFit:
 
 
 def train_marginally(
-    module: MixedEffectsModule, data: Batch, *, progressbar: bool = True, label: str = "network"
+    module: MixedEffectsModule, rows: PooledRows, *, progressbar: bool = True, label: str = "network"
 ) -> MarginalFit:
     """Train the network's weights in place, to the mode of the density with the group effects integrated out.
 
@@ -237,7 +228,7 @@ def train_marginally(
     ----------
     module : MixedEffectsModule
         A model that `can_train_marginally`.
-    data : Batch
+    rows : PooledRows
         Training rows.
     progressbar : bool
         Whether to show progress.
@@ -254,7 +245,7 @@ def train_marginally(
     """
     module.eval()
     with torch.no_grad():
-        guide = StructuredGuide(module, data, module.hidden(data))
+        guide = StructuredGuide(module, rows.batch, module.hidden(rows.batch), rows.within)
     start, _ = find_mode(guide, guide.space.start, slope=_ROUGH)
     scale = _WIDER * curvature_scale(negative_hessian(guide, start))
     training, size = MarginalTraining(guide), len(start)
@@ -274,11 +265,11 @@ def train_marginally(
             torch.cat([torch.zeros_like(start), weights]),
             iterations=_MOST_PASSES,
             slope=1e-3,
-            gain=_GAIN * data.n_rows,
+            gain=_GAIN * rows.batch.n_rows,
             window=_WINDOW,
         )
     module.eval()
     training.set_weights(found.x[size:])
-    trace = -torch.tensor(found.trace or [found.value], dtype=torch.float64) / data.n_rows
+    trace = -torch.tensor(found.trace or [found.value], dtype=torch.float64) / rows.batch.n_rows
     settled = found.settled and math.isfinite(found.value)
     return MarginalFit(start + scale @ found.x[:size], trace, settled)

@@ -46,12 +46,20 @@ class StructuredGuide(LocalPyroModule):
         All training rows: the conditional of a group needs all its rows.
     hidden : tuple of Tensor, optional
         The network's features and output, which the guide takes as given.
+    within : Tensor, 0-dim, optional
+        Where the rows are pooled: see `pool_rows`.
     """
 
-    def __init__(self, module: MixedEffectsModule, data: Batch, hidden: Hidden = None):
+    def __init__(
+        self,
+        module: MixedEffectsModule,
+        data: Batch,
+        hidden: Hidden = None,
+        within: Tensor | None = None,
+    ):
         super().__init__()
         self.space = GlobalSpace(module, data)
-        self.conditional = conditional_of(module, data, hidden)
+        self.conditional = conditional_of(module, data, hidden, within=within)
         size = self.space.size
         self.register_buffer("center", self.space.start.clone())
         self.register_buffer("scale", 0.1 * torch.eye(size, dtype=self.space.start.dtype))

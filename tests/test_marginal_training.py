@@ -10,6 +10,7 @@ from torch import nn
 import pyro_armed as pa
 from pyro_armed import inference, marginal_training
 from pyro_armed.marginal_training import MarginalTraining, can_train_marginally, train_marginally
+from pyro_armed.pooled_rows import PooledRows, pool_rows
 from pyro_armed.structured import StructuredGuide
 
 F64 = torch.float64
@@ -118,7 +119,7 @@ def few_rows(monkeypatch):
 
 
 def asked(model):
-    return can_train_marginally(model.module, model.module.data)
+    return can_train_marginally(model.module, PooledRows(model.module.data))
 
 
 def test_where_it_applies(few_rows):
@@ -157,7 +158,7 @@ def test_training_ends_at_a_mode(monkeypatch):
     model = model_of("y ~ x + z + (1 | g)", rows(400), double_network())
     training = training_of(model)
     start = training.gradient(training.space.start)[0]
-    found = train_marginally(model.module, model.module.data, progressbar=False)
+    found = train_marginally(model.module, PooledRows(model.module.data), progressbar=False)
     value, own, others = training.gradient(found.theta)
     assert found.converged
     assert value / 400 == pytest.approx(float(found.trace.max()), abs=1e-6)
