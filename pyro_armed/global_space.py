@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal, biject_to, transform_to
 
-from pyro_armed.batch import Batch
-from pyro_armed.guides import LatentSite, is_real, latent_sites
+from pyro_armed.guides import LatentSite, global_sites, is_real
 from pyro_armed.module import MixedEffectsModule
 
 __all__ = ["GlobalSpace"]
@@ -28,8 +27,6 @@ class GlobalSpace:
     ----------
     module : MixedEffectsModule
         The model.
-    batch : Batch
-        Any rows; not looked at.
 
     Attributes
     ----------
@@ -38,16 +35,16 @@ class GlobalSpace:
     size : int
         P, the number of unconstrained values.
     start : Tensor, shape (P,)
-        Central prior values.
+        Prior medians.
     scales, correlations : Tensor, shape (P,), bool
         Which values are log standard deviations of group effects, and which their correlations.
     coefficients : Tensor, shape (P,), bool
         Which values may be any number in the model itself, as coefficients may.
     """
 
-    def __init__(self, module: MixedEffectsModule, batch: Batch):
+    def __init__(self, module: MixedEffectsModule):
         self.module = module
-        self.sites: list[LatentSite] = [site for site in latent_sites(module, batch) if site.group is None]
+        self.sites: list[LatentSite] = global_sites(module)
         self.sizes = [site.unconstrained.numel() for site in self.sites]
         self.size = sum(self.sizes)
         self.start = torch.cat([site.start.reshape(-1) for site in self.sites])

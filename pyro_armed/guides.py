@@ -20,9 +20,10 @@ from pyro_armed.local import LocalPyroModule
 from pyro_armed.module import OBSERVATIONS, MixedEffectsModule, group_plate
 from pyro_armed.seeds import seeded
 
-__all__ = ["LatentSite", "MeanFieldGuide", "is_real", "latent_sites"]
+__all__ = ["LatentSite", "MeanFieldGuide", "global_sites", "is_real", "latent_sites"]
 
 _LARGE = 100_000
+_GLOBAL_STARTS = 101
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,31 @@ class LatentSite:
     def event_dim(self) -> int:
         """Dimensions of one value, plates excluded."""
         return len(self.shape) - int(self.group is not None)
+
+
+def global_sites(module: MixedEffectsModule) -> list[LatentSite]:
+    """The latent variables that are not specific to a group, in the order in which the model draws them.
+
+    Parameters
+    ----------
+    module : MixedEffectsModule
+        The model.
+
+    Returns
+    -------
+    list of LatentSite
+    """
+    with seeded(0), torch.no_grad(), pyro.plate("_starts", _GLOBAL_STARTS, dim=-2):
+        trace: Any = poutine.trace(module.sample_globals).get_trace()
+    sites = []
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample" or name == "_starts":
+            continue
+        draws = biject_to(node["fn"].support).inv(node["value"])[:, 0]
+        start = torch.zeros_like(draws[0]) if name.endswith("_cholesky") else draws.median(dim=0).values
+        shape = node["value"].shape[2:]
+        sites.append(LatentSite(name, None, shape, start.shape, node["fn"].support, start))
+    return sites
 
 
 def latent_sites(module: MixedEffectsModule, batch: Batch) -> list[LatentSite]:

@@ -58,7 +58,7 @@ class StructuredGuide(LocalPyroModule):
         within: Tensor | None = None,
     ):
         super().__init__()
-        self.space = GlobalSpace(module, data)
+        self.space = GlobalSpace(module)
         self.conditional = conditional_of(module, data, hidden, within=within)
         size = self.space.size
         self.register_buffer("center", self.space.start.clone())

@@ -21,7 +21,7 @@ F64 = torch.float64
 
 def build(formulas, family="gaussian", data=None, **options):
     module = module_of(design(formulas, frame(8, 6) if data is None else data, family, **options))
-    return module, GlobalSpace(module, module.data)
+    return module, GlobalSpace(module)
 
 
 def points(space, count=2, seed=0, spread=0.4):
@@ -93,7 +93,7 @@ class Dense:
             self.module = network_module(data)
         else:
             self.module = module_of(design(formulas, data, **options))
-        self.space = GlobalSpace(self.module, self.module.data)
+        self.space = GlobalSpace(self.module)
         self.hidden = self.module.hidden(self.module.data)
         self.values, self.log_prior = self.space.evaluate(points(self.space, 3, spread=spread))
         columns = {"1": ONE[:, None], "x": data[["x"]].to_numpy(), "z": data[["z"]].to_numpy()}
@@ -327,7 +327,7 @@ def test_two_rows_are_one_of_weight_two(key):
     data["w"] = 1.0 + (np.arange(48) % 3 == 0)
     twice = pd.concat([data, data[data["w"] == 2]], ignore_index=True)
     once = module_of(design(FAMILIES[key], data, family, weights="w"))
-    space = GlobalSpace(once, once.data)
+    space = GlobalSpace(once)
     values, _ = space.evaluate(points(space))
     # The repeated rows under the same standardisation: only the batch differs.
     rows = torch.as_tensor(np.concatenate([np.arange(48), np.flatnonzero(data["w"] == 2)]))

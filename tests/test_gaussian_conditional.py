@@ -31,7 +31,7 @@ FORMULAS = {
 
 def build(formula, **options):
     module = module_of(design(formula, frame(6, 9), **options))
-    return module, GlobalSpace(module, module.data)
+    return module, GlobalSpace(module)
 
 
 def points(space, count=3, seed=0):
@@ -104,7 +104,7 @@ def test_large_offsets_of_the_response_cost_no_precision():
     data = frame(6, 9)
     data["y"] = 1e6 + data["y"]
     module = module_of(design("y ~ x + (1 | g)", data))
-    space = GlobalSpace(module, module.data)
+    space = GlobalSpace(module)
     values, _ = space.evaluate(points(space))
     rows, sums = GroupConditional(module, module.data), GaussianConditional(module, module.data)
     problem, short = rows.problem(values), sums.problem(values)
@@ -124,7 +124,7 @@ def test_features_of_a_network():
     network = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
     made = design("y ~ x + z + (1 + features | g)", frame(6, 9), network=True)
     module = module_of(made, network, "2", 3)
-    space = GlobalSpace(module, module.data)
+    space = GlobalSpace(module)
     hidden = module.hidden(module.data)
     values, _ = space.evaluate(points(space))
     rows = GroupConditional(module, module.data, hidden)
@@ -142,7 +142,7 @@ def test_network_without_bayesian_last_layer_is_an_offset():
     network = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
     made = design("y ~ x + z + (1 | g)", frame(6, 9), network=True)
     module = module_of(made, network, None, 0)
-    space = GlobalSpace(module, module.data)
+    space = GlobalSpace(module)
     hidden = tuple(part.detach() for part in module.hidden(module.data))
     values, _ = space.evaluate(points(space))
     rows = GroupConditional(module, module.data, hidden)

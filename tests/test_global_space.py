@@ -26,7 +26,7 @@ MODELS = {
 def space_of(key):
     formula, family = MODELS[key]
     module = module_of(design(formula, frame(), family))
-    return module, GlobalSpace(module, module.data)
+    return module, GlobalSpace(module)
 
 
 def points(space, count, seed=0):
@@ -157,7 +157,7 @@ def test_evaluates_inside_a_plate():
 def test_coefficients_of_a_networks_features():
     network = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     module = module_of(design("y ~ x + z + (1 | g)", frame(), network=True), network, "2", 4)
-    space = GlobalSpace(module, module.data)
+    space = GlobalSpace(module)
     values, _ = space.evaluate(points(space, 2))
     assert values["features"].shape == (2, 1, 4)
 
@@ -171,5 +171,5 @@ def test_gradient_of_the_density():
 def test_leaves_the_random_state_alone(unmoved_rng):
     module, _ = space_of("slopes")
     with unmoved_rng():
-        space = GlobalSpace(module, module.data)
+        space = GlobalSpace(module)
         space.evaluate(points(space, 2))

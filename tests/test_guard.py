@@ -60,6 +60,7 @@ LAYERS = [
     "newton",
     "conditional",
     "gaussian_conditional",
+    "pooled_rows",
     "effect_draws",
     "inner_quadrature",
     "importance",

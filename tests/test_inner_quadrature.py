@@ -30,7 +30,7 @@ def nested(groups=5, each=6, rows=2, seed=0):
 
 def build(formula, data, family="bernoulli", order=15):
     module = module_of(design(formula, data, family))
-    space = GlobalSpace(module, module.data)
+    space = GlobalSpace(module)
     return space, InnerQuadrature(GroupConditional(module, module.data), order)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 import pyro_armed as pa
 from pyro_armed import inference, marginal_training
 from pyro_armed.marginal_training import MarginalTraining, can_train_marginally, train_marginally
-from pyro_armed.pooled_rows import PooledRows, pool_rows
+from pyro_armed.pooled_rows import PooledRows
 from pyro_armed.structured import StructuredGuide
 
 F64 = torch.float64

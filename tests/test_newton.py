@@ -30,7 +30,7 @@ def build(key, count=6, spread=0.4, **options):
     if key == "probit":
         options["link"] = "probit"
     module = module_of(design(formula, data, family, **options))
-    space = GlobalSpace(module, module.data)
+    space = GlobalSpace(module)
     noise = torch.randn(count, space.size, generator=torch.Generator().manual_seed(0), dtype=F64)
     conditional = GroupConditional(module, module.data)
     return conditional, conditional.problem(space.evaluate(space.start + spread * noise)[0])

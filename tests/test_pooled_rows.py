@@ -40,7 +40,7 @@ def test_the_likelihood_is_that_of_all_rows(key, weights):
     pooled = pool_rows(module.data)
     assert pooled.batch.size < 100
     assert pooled.batch.n_rows == 400
-    space = GlobalSpace(module, module.data)
+    space = GlobalSpace(module)
     noise = torch.randn(3, space.size, generator=torch.Generator().manual_seed(1), dtype=F64)
     values, _ = space.evaluate(space.start + 0.5 * noise)
     every = GaussianConditional(module, module.data)

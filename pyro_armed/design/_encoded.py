@@ -107,7 +107,8 @@ def as_tensor(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
         For numbers too large for the type.
     """
     tensor = torch.tensor(np.ascontiguousarray(values), dtype=dtype)
-    if not bool(tensor.isfinite().all()):
+    # A finite sum is of finite numbers, and found sooner.
+    if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
         mend = "rescale them" if dtype == torch.float64 else "rescale them, or pass dtype=torch.float64"
         raise DataError(f"The data have numbers too large for {dtype}; {mend}.")
     return tensor

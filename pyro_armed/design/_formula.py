@@ -26,6 +26,7 @@ from pyro_armed.design._grouped import GroupedDesign
 from pyro_armed.design._structure import (
     formula_block,
     linear_terms,
+    moments_of,
     network_terms,
     refuse_repeated,
     standardised,
@@ -250,7 +251,10 @@ class FormulaDesign(GroupedDesign):
             common, network = self._common[parameter], self.network and parameter == "mu"
             ordinal = parameter == "mu" and self.family.response == "ordinal"
             centered = common.intercept or network or ordinal
-            columns, _ = values.common[parameter]
+            columns = {
+                name: moments_of(name, column, weights)
+                for name, column in values.common[parameter][0].items()
+            }
             terms: tuple[Term, ...] = ()
             if self.linear_path or not network:
                 terms = linear_terms(columns, common.labels, centered, weights, skip=network)

@@ -12,7 +12,15 @@ from pyro_armed.formula import GroupTerm
 from pyro_armed.spec import EffectBlock, Term, feature_term
 from pyro_armed.terms import CommonTerms
 
-__all__ = ["Moments", "formula_block", "linear_terms", "network_terms", "refuse_repeated", "standardised"]
+__all__ = [
+    "Moments",
+    "formula_block",
+    "linear_terms",
+    "moments_of",
+    "network_terms",
+    "refuse_repeated",
+    "standardised",
+]
 
 Labels = Mapping[str, tuple[str, ...]]
 
@@ -66,7 +74,7 @@ class Moments:
 Columns = Mapping[str, np.ndarray | Moments]
 
 
-def _moments(name: str, columns: np.ndarray | Moments, weights: np.ndarray | None) -> Moments:
+def moments_of(name: str, columns: np.ndarray | Moments, weights: np.ndarray | None) -> Moments:
     """Moments of columns, or those that a pass over the rows has found."""
     if isinstance(columns, Moments):
         return columns.checked(name)
@@ -119,7 +127,7 @@ def linear_terms(
     """
     terms = []
     for name, columns in values.items():
-        found = _moments(name, columns, weights)
+        found = moments_of(name, columns, weights)
         useless = _useless(found, centered)
         if useless.any():
             if skip:
@@ -156,7 +164,7 @@ def network_terms(
     """
     terms = []
     for name, columns in values.items():
-        found = _moments(name, columns, weights)
+        found = moments_of(name, columns, weights)
         plain = found.plain | (not standardize)
         center = np.where(plain, 0.0, found.center)
         scale = np.where(plain | found.constant, 1.0, found.scale)
@@ -193,7 +201,7 @@ def effect_terms(
     """
     terms = [Term("1", (0.0,), (1.0,))] if intercept else []
     for name, columns in values.items():
-        found = _moments(name, columns, weights)
+        found = moments_of(name, columns, weights)
         useless = _useless(found, intercept)
         if useless.any():
             raise DataError(
