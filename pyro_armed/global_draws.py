@@ -97,12 +97,12 @@ def marginal(guide: StructuredGuide, theta: Tensor, order: int = 1) -> Tensor:
     if not conditional.groups:
         return log_prior + conditional.evidence(problem)
     if order == 1:
-        return log_prior + conditional.integrated(problem, guide.start_at(theta))
+        return log_prior + conditional.integrated(problem, guide.start_at(theta, values))
     if guide.inner is not None:
-        return log_prior + guide.inner.log_marginal(problem, guide.start_at(theta))
+        return log_prior + guide.inner.log_marginal(problem, guide.start_at(theta, values))
     with torch.no_grad():
         # The nodes need not sit exactly at the mode.
-        effects = conditional.solve(problem, guide.start_at(theta), tolerance=0.02)
+        effects = conditional.solve(problem, guide.start_at(theta, values), tolerance=0.02)
     if conditional.widths[conditional.groups[0]] > 2:
         return log_prior + conditional.quasi_monte_carlo(problem, effects, order)
     return log_prior + conditional.quadrature(problem, effects, order)
@@ -303,7 +303,7 @@ def draw_effects(
         values, _ = guide.space.evaluate(part)
         if conditional.groups:
             problem = conditional.problem(values)
-            start = guide.start_at(part)
+            start = guide.start_at(part, values)
             if guide.inner is not None:
                 z, ratio = guide.inner.draw(problem, start, candidates, generator)
             else:

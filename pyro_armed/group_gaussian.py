@@ -8,7 +8,7 @@ dense, as in Bates et al. (2015, lme4).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -155,6 +155,42 @@ class GroupGaussian:
             shaped = part.reshape(*part.shape[:2], block.size, outputs) if outputs > 1 else part
             result.append((block, self.module.split_effects(block, shaped)))
         return result
+
+    def scaled(self, values: Mapping[str, Tensor], z: list[Tensor]) -> list[Tensor]:
+        """Effects u = D(tau) L z of each grouping factor, (S, C_g, D_g) as z itself."""
+        return self._by_block(z, lambda block, part: self._root(block, values, part))
+
+    def standardised(self, values: Mapping[str, Tensor], effects: list[Tensor]) -> list[Tensor]:
+        """The z of which `scaled` makes these effects."""
+        return self._by_block(effects, lambda block, part: self._root_inverse(block, values, part))
+
+    def _by_block(
+        self, tables: list[Tensor], change: Callable[[EffectBlock, Tensor], Tensor]
+    ) -> list[Tensor]:
+        """Each block's columns, as (S, C, K, R), changed."""
+        changed = []
+        for name, table in zip(self.groups, tables, strict=True):
+            parts = table.split([self._width(block) for block in self.blocks[name]], dim=-1)
+            shaped = [
+                change(block, part.unflatten(-1, (block.size, self._outputs(block.parameter))))
+                for block, part in zip(self.blocks[name], parts, strict=True)
+            ]
+            changed.append(torch.cat([part.flatten(2) for part in shaped], dim=-1))
+        return changed
+
+    def _root(self, block: EffectBlock, values: Mapping[str, Tensor], z: Tensor) -> Tensor:
+        factor = self._factor(block, values)
+        z = z if factor is None else factor.unsqueeze(1) @ z
+        return z * self._sds(block, values)
+
+    def _root_inverse(self, block: EffectBlock, values: Mapping[str, Tensor], effects: Tensor) -> Tensor:
+        factor, z = self._factor(block, values), effects / self._sds(block, values)
+        return z if factor is None else torch.linalg.solve_triangular(factor.unsqueeze(1), z, upper=False)
+
+    def _sds(self, block: EffectBlock, values: Mapping[str, Tensor]) -> Tensor:
+        """Standard deviations of a block's effects, shape (S, 1, K, R)."""
+        sds = self.module.block_sds(block, values)
+        return sds if self._outputs(block.parameter) > 1 else sds.unsqueeze(-1)
 
     def effects(self, values: Mapping[str, Tensor], z: list[Tensor]) -> dict[str, Tensor]:
         """Effects u of each term by name, (S, C, ...), from z of each grouping factor."""

@@ -13,8 +13,9 @@ from pyro_armed.group_gaussian import Effects, GroupGaussian
 
 __all__ = ["NewtonSolver", "Problem", "square_norm"]
 
-# Matrix products within groups beat sums over rows of products of columns from this many effects on.
-_PADDING_PAYS = 6
+# Matrix products within groups beat sums over rows of products of columns from so many effects on, if groups
+# of the largest one's size would hold so many times the rows.
+_PADDING_PAYS = ((6, 4.0), (3, 1.5))
 
 
 @dataclass(frozen=True)
@@ -151,16 +152,21 @@ class NewtonSolver(GroupGaussian):
         -------
         effects : Effects
             Not finite where the Hessian is not positive definite, unless that raises an error.
-        length : Tensor, shape ()
-            Largest entry of the last of these steps.
+        length : Tensor, shape (S,)
+            Length of the last of these steps in posterior sds of what has a step length of its own, a group
+            or with crossed factors all: the root of Newton's decrement.
         """
         frozen, mode = self._begun(problem, start)
-        length = problem.base.new_zeros(())
+        length = problem.base.new_zeros(len(problem.base))
         for _ in range(steps):
-            direction = self._whole_step(frozen, mode, *self._row_derivatives(frozen, mode, False)[1:])
-            length = torch.stack([part.abs().amax() for part in direction]).amax()
+            direction, scores = self._whole_step(
+                frozen, mode, *self._row_derivatives(frozen, mode, False)[1:]
+            )
+            square = [(part * score).sum(-1) for part, score in zip(direction, scores, strict=True)]
+            own = square[0].amax(-1) if len(square) == 1 else sum(part.sum(-1) for part in square)
+            length = torch.as_tensor(own).sqrt()
             mode = [m + d for m, d in zip(mode, direction, strict=True)]
-        direction = self._whole_step(problem, mode, *self._row_derivatives(problem, mode, True)[1:])
+        direction, _ = self._whole_step(problem, mode, *self._row_derivatives(problem, mode, True)[1:])
         mode = [m + d for m, d in zip(mode, direction, strict=True)]
         curvature = self._row_derivatives(problem, mode, True)[2]
         return Effects(mode, *self._precision(problem, curvature)), length
@@ -256,10 +262,10 @@ class NewtonSolver(GroupGaussian):
 
     def _whole_step(
         self, problem: Problem, mode: list[Tensor], gradient: Tensor, curvature: Tensor
-    ) -> list[Tensor]:
-        """Newton's step where the Hessian is positive definite."""
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Newton's step where the Hessian is positive definite, and the gradient."""
         scores = [self._score(problem, g, mode, gradient) for g in range(len(self.groups))]
-        return self._apply_inverse(self._precision(problem, curvature), scores)
+        return self._apply_inverse(self._precision(problem, curvature), scores), scores
 
     def _row_derivatives(
         self, problem: Problem, mode: list[Tensor], differentiable: bool
@@ -360,12 +366,14 @@ class NewtonSolver(GroupGaussian):
 
     def _padding(self) -> Tensor | None:
         """Rows of each of the primary factor's groups, (C, n), padded with N; None where it would not pay."""
-        if not self.groups or self.widths[self.groups[0]] < _PADDING_PAYS:
+        if not self.groups:
             return None
+        width = self.widths[self.groups[0]]
+        most = max([slack for least, slack in _PADDING_PAYS if width >= least], default=0.0)
         codes = self.batch.codes[self.groups[0]]
         counts = torch.bincount(codes, minlength=self.counts[self.groups[0]])
         longest = int(counts.max())
-        if len(counts) * longest > 4 * self.batch.size:
+        if len(counts) * longest > most * self.batch.size:
             return None
         order = torch.argsort(codes, stable=True)
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])

@@ -6,6 +6,7 @@ curvature of their own conditional.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 
 import pyro
@@ -28,6 +29,8 @@ from pyro_armed.module import MixedEffectsModule, group_plate
 __all__ = ["JointGuide", "StructuredGuide"]
 
 _GLOBALS, _NOISE = "_globals", "_noise"
+# Standardised effects from which no Newton step begins.
+_FAR = 100.0
 
 
 class StructuredGuide(LocalPyroModule):
@@ -67,6 +70,7 @@ class StructuredGuide(LocalPyroModule):
         self.factor_raw = nn.Parameter(torch.zeros(size, size, dtype=self.space.start.dtype))
         self._mode: list[Tensor] | None = None
         self._slopes: list[Tensor] = []
+        self._effects: list[Tensor] = []
         self._anchor, self._whitening = self.center, self.scale
 
     @cached_property
@@ -104,39 +108,49 @@ class StructuredGuide(LocalPyroModule):
 
     @torch.no_grad()
     def remember_slopes(self) -> None:
-        """Keep how the mode moves with theta within the Gaussian: Newton steps then start closer."""
+        """Keep how the effects' mode moves with theta within the Gaussian: Newton steps then start closer.
+
+        On the scale of the effects themselves, which a group with many rows determines whatever the sds are.
+        """
         mean, factor = self.mean_and_factor()
         self.remember_mode(mean)
         if self._mode is None or isinstance(self.conditional, GaussianConditional):
             return
-        ends = [self._mode_at(torch.stack([mean + d, mean - d]), self._mode) for d in factor.mT]
+        ends = [self._effects_at(torch.stack([mean + d, mean - d])) for d in factor.mT]
         self._slopes = [
             torch.stack([0.5 * (table[0] - table[1]) for table in tables])
             for tables in zip(*ends, strict=True)
         ]
+        self._effects = self._effects_at(mean.unsqueeze(0))
         self._anchor, self._whitening = mean, torch.linalg.inv(factor)
 
     def _mode_at(self, theta: Tensor, start: list[Tensor] | None) -> list[Tensor]:
         values, _ = self.space.evaluate(theta)
         return self.conditional.solve(self.conditional.problem(values), start).mean
 
+    def _effects_at(self, theta: Tensor) -> list[Tensor]:
+        """The mode at theta (S, P) as effects, (S, C_g, D_g)."""
+        return self.conditional.scaled(self.space.evaluate(theta)[0], self._mode_at(theta, self._mode))
+
     @torch.no_grad()
-    def start_at(self, theta: Tensor) -> list[Tensor] | None:
-        """Where Newton steps to the effects' mode at theta (S, P) begin."""
+    def start_at(self, theta: Tensor, values: Mapping[str, Tensor]) -> list[Tensor] | None:
+        """Where Newton steps to the effects' mode at theta (S, P), with the model's values there, begin."""
         if self._mode is None or not self._slopes:
             return self._mode
         # Far from the mean the line is no guide.
         eps = ((theta - self._anchor) @ self._whitening.mT).clamp(-3.0, 3.0)
-        return [
+        effects = [
             mode + torch.einsum("sp,pcd->scd", eps, slopes)
-            for mode, slopes in zip(self._mode, self._slopes, strict=True)
+            for mode, slopes in zip(self._effects, self._slopes, strict=True)
         ]
+        # Where sds vanish so does the mode, and what they divide is anything.
+        return [z.clamp(-_FAR, _FAR) for z in self.conditional.standardised(values, effects)]
 
     def solve(self, theta: Tensor) -> tuple[Problem, Effects, Tensor]:
         """The effects' conditional and the log prior at theta (S, P)."""
         values, log_prior = self.space.evaluate(theta)
         problem = self.conditional.problem(values)
-        return problem, self.conditional.solve(problem, self.start_at(theta)), log_prior
+        return problem, self.conditional.solve(problem, self.start_at(theta, values)), log_prior
 
     def forward(self, batch: Batch | None = None, hidden: Hidden = None) -> dict[str, Tensor]:
         """Draw all latent variables.

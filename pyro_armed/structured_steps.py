@@ -1,8 +1,9 @@
 """The marginal likelihood of the structured guide's SVI steps and its gradient, traced once.
 
-Eager steps decide by the numbers how many Newton steps the group effects need. A graph cannot: it takes two
-from where the guide expects the mode, then the one whose derivative counts, and says how long the second was.
-Where it was too long, or a factorisation failed, the caller takes an eager step instead.
+Eager steps decide by the numbers how many Newton steps the group effects need. A graph cannot: it takes two,
+or three where two are too few, from where the guide expects the mode, then the one whose derivative counts,
+and says how long the last but one was. Where that was too long, or a factorisation failed, the caller takes
+an eager step instead.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from pyro_armed.compiled import compiler_found, inductor_run, traced, unchecked_priors, uncollected
 from pyro_armed.conditional import GroupConditional
 from pyro_armed.errors import CompilationWarning
-from pyro_armed.global_draws import marginal
+from pyro_armed.global_draws import chunks, marginal
 from pyro_armed.graphs import direct, masks_as_positions, simplified
+from pyro_armed.seeds import generator_for
 from pyro_armed.steps import reason
 from pyro_armed.structured import StructuredGuide
 from pyro_armed.training import no_validation
 
 __all__ = ["MarginalGraph", "marginal_graph"]
 
-# Length of the last Newton step but one; what is left of the error is of the order of its fourth power.
-_ARRIVED = 1e-2
+# Posterior sds of the last Newton step but one; the error of the gradient is of the order of its square.
+_ARRIVED = 0.1
+_FEWEST_STEPS, _MOST_STEPS, _TRIED = 2, 3, 16
 
 
 class MarginalGraph:
@@ -41,6 +44,8 @@ class MarginalGraph:
         Values to trace at.
     inductor : bool
         Whether Inductor compiles the graph.
+    steps : int
+        Newton steps before the one whose derivative counts.
 
     Raises
     ------
@@ -48,8 +53,8 @@ class MarginalGraph:
         Whatever keeps PyTorch from tracing the model, or Inductor from compiling it.
     """
 
-    def __init__(self, guide: StructuredGuide, theta: Tensor, *, inductor: bool):
-        self._guide, self.shape = guide, theta.shape
+    def __init__(self, guide: StructuredGuide, theta: Tensor, *, inductor: bool, steps: int = _FEWEST_STEPS):
+        self._guide, self.shape, self._steps = guide, theta.shape, steps
         module: Any = guide.conditional
         with uncollected(), no_validation(), unchecked_priors([module]):
             graph = masks_as_positions(simplified(traced(self._evaluated, [theta])))
@@ -62,7 +67,7 @@ class MarginalGraph:
                 value, gradient, length = self._run(theta)
         except LinAlgError:
             return None
-        good = value.isfinite().all() & gradient.isfinite().all() & (length < _ARRIVED)
+        good = value.isfinite().all() & gradient.isfinite().all() & (length < _ARRIVED).all()
         return (value, gradient) if bool(good) else None
 
     def _evaluated(self, theta: Tensor) -> list[Tensor]:
@@ -75,10 +80,10 @@ class MarginalGraph:
     def _marginal(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         conditional = self._guide.conditional
         if not conditional.groups or not isinstance(conditional, GroupConditional):
-            return marginal(self._guide, theta), theta.new_zeros(())
+            return marginal(self._guide, theta), theta.new_zeros(len(theta))
         values, log_prior = self._guide.space.evaluate(theta)
         problem = conditional.problem(values)
-        effects, length = conditional.solve_blindly(problem, self._guide.start_at(theta))
+        effects, length = conditional.solve_blindly(problem, self._guide.start_at(theta, values), self._steps)
         return log_prior + conditional.laplace(problem, effects), length
 
 
@@ -111,15 +116,36 @@ def marginal_graph(guide: StructuredGuide, theta: Tensor, how: str) -> MarginalG
         inductor = False
     theta = theta.detach()
     try:
+        steps = _newton_steps(guide)
         if inductor:
             try:
-                return _checked(MarginalGraph(guide, theta, inductor=True), guide, theta)
+                return _checked(MarginalGraph(guide, theta, inductor=True, steps=steps), guide, theta)
             except Exception as error:  # compilers fail in many ways
                 _warn(f"Inductor cannot compile the structured guide's steps ({reason(error)}).")
-        return _checked(MarginalGraph(guide, theta, inductor=False), guide, theta)
+        return _checked(MarginalGraph(guide, theta, inductor=False, steps=steps), guide, theta)
     except Exception as error:  # a family of the user's may do anything
         _warn(f"The structured guide's steps cannot be traced ({reason(error)}); they run eagerly.")
         return None
+
+
+@torch.no_grad()
+def _newton_steps(guide: StructuredGuide) -> int:
+    """Newton steps that take the effects to their mode at draws of the guide."""
+    conditional = guide.conditional
+    if not conditional.groups or not isinstance(conditional, GroupConditional):
+        return _FEWEST_STEPS
+    mean, factor = guide.mean_and_factor()
+    noise = torch.randn(_TRIED, len(mean), generator=generator_for(0, "newton steps"), dtype=mean.dtype)
+    for theta in chunks(guide, mean + noise @ factor.mT):
+        values, _ = guide.space.evaluate(theta)
+        problem = conditional.problem(values)
+        try:
+            _, length = conditional.solve_blindly(problem, guide.start_at(theta, values), _FEWEST_STEPS)
+        except LinAlgError:
+            continue
+        if not bool((length < _ARRIVED).all()):
+            return _MOST_STEPS
+    return _FEWEST_STEPS
 
 
 def _checked(graph: MarginalGraph, guide: StructuredGuide, theta: Tensor) -> MarginalGraph:

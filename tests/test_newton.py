@@ -89,10 +89,24 @@ def test_padded_products_are_sums_over_rows(key, monkeypatch):
     products = torch.einsum("sndf,snkf->sndk", weighted, problem.loadings[0])
     by_group = conditional._sum_by_group(0, products)
     torch.testing.assert_close(conditional._gram(weighted, problem.loadings[0]), by_group)
-    monkeypatch.setattr(newton, "_PADDING_PAYS", 1)
+    monkeypatch.setattr(newton, "_PADDING_PAYS", ((1, 4.0),))
     padded = conditional._padding()
     assert padded is not None
     torch.testing.assert_close(conditional._padded_gram(padded, weighted, problem.loadings[0]), by_group)
+
+
+@pytest.mark.parametrize("key", MODELS)
+def test_effects_and_back(key):
+    conditional, problem = build(key)
+    z = some_effects(conditional, problem)
+    effects = conditional.scaled(problem.values, z)
+    named = conditional.effects(problem.values, z)
+    assert sum(part.numel() for part in effects) == sum(part.numel() for part in named.values())
+    expected = sum(part.square().sum() for part in named.values())
+    torch.testing.assert_close(sum(part.square().sum() for part in effects), expected)
+    back = conditional.standardised(problem.values, effects)
+    for one, other in zip(back, z, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("width", [1, 2, 5])

@@ -4,9 +4,11 @@ import pytest
 import torch
 from hand_made import design, frame, module_of
 
+import pyro_armed as pa
 from pyro_armed import structured_fit, structured_steps
 from pyro_armed.errors import CompilationWarning
 from pyro_armed.global_draws import marginal
+from pyro_armed.simulate import spirals
 from pyro_armed.structured import StructuredGuide
 from pyro_armed.structured_fit import fit_structured, svi_step
 from pyro_armed.structured_steps import marginal_graph
@@ -61,6 +63,28 @@ def test_inductor_finds_the_eager_marginal_and_its_gradient(formula, family):
     theta = thetas(guide, 1)
     same(graph(theta), eager(guide, theta))
     assert graph(thetas(guide, 1, spread=30.0)) is None
+
+
+@pytest.mark.filterwarnings("ignore::pyro_armed.errors.ConvergenceWarning")
+def test_groups_with_many_rows_and_hidden_features_too():
+    """Their effects are known to a tenth of their sds: standardised, they move with these."""
+    data = spirals(4, 500, seed=0).frame
+    model = pa.ARMED(
+        "y ~ x1 + x2 + (1 + features | group)", data, family="bernoulli", network=pa.networks.MLP((4, 4))
+    )
+    model.fit(guide="mean_field", restarts=1, epochs=20, draws=10, log_likelihood=False, progressbar=False)
+    module = model.module.eval()
+    with torch.no_grad():
+        guide = StructuredGuide(module, module.data, module.hidden(module.data))
+    fit_structured(guide, seed=0, max_steps=1, progressbar=False)
+    theta = structured_fit._thetas(guide, torch.randn(1, guide.space.size, dtype=F64)).detach()
+    graph = marginal_graph(guide, theta, "trace")
+    for seed in range(20):
+        noise = torch.randn(1, len(theta[0]), generator=torch.Generator().manual_seed(seed), dtype=F64)
+        theta = structured_fit._thetas(guide, noise).detach()
+        found = graph(theta)
+        assert found is not None
+        same(found, eager(guide, theta))
 
 
 def test_far_away_an_eager_step_is_taken(monkeypatch):
