@@ -20,8 +20,11 @@ __all__ = [
     "Tensors",
     "blank_state",
     "first_values",
+    "group_tables",
     "initial_state",
+    "rows_key",
     "sparse_groups",
+    "split_rows",
     "unflattened",
     "write_back",
 ]
@@ -57,32 +60,40 @@ class Layout:
     ----------
     dense : dict of str to dict of str to torch.Size
         Parameters that each step changes, by the vector that holds them (one for each role and precision).
-    tables : dict of str to str
-        Parameters with one row for each group, and the grouping factor, where a step touches only the
-        groups in its batch.
+    rows : dict of str to dict of str to torch.Size
+        For each grouping factor of which a step touches only the groups in its batch, the parameters with one
+        row for each group and the shape of a row. They stand side by side in one table, each group's moments
+        and its number of steps beside them: rows of a large table come from memory one by one.
     fixed : dict of str to torch.Size
         Frozen parameters, and buffers.
     """
 
     dense: dict[str, dict[str, torch.Size]]
-    tables: dict[str, str]
+    rows: dict[str, dict[str, torch.Size]]
     fixed: dict[str, torch.Size]
+
+    @property
+    def tables(self) -> dict[str, str]:
+        """The parameters with one row for each group, and their grouping factor."""
+        return {name: group for group, shapes in self.rows.items() for name in shapes}
 
     @classmethod
     def of(cls, objective: Objective, sparse: Sequence[str]) -> Layout:
         """The layout of one objective, the tables of the grouping factors ``sparse`` apart."""
         parts = Parts(objective)
-        owners = _tables(objective)
-        tables = {f"guide.{name}": group for name, group in owners.items() if group in sparse}
+        owners = {f"guide.{name}": group for name, group in _tables(objective).items()}
+        rows: dict[str, dict[str, torch.Size]] = {group: {} for group in sparse if group in owners.values()}
         dense: dict[str, dict[str, torch.Size]] = {}
         fixed = {name: buffer.shape for name, buffer in parts.named_buffers()}
         for name, parameter in parts.named_parameters():
             if not parameter.requires_grad:
                 fixed[name] = parameter.shape
-            elif name not in tables:
+            elif owners.get(name) in rows:
+                rows[owners[name]][name] = parameter.shape[1:]
+            else:
                 role = ROLES[name.startswith("classifiers.")]
                 dense.setdefault(f"{role}.{parameter.dtype}", {})[name] = parameter.shape
-        return cls(dense, tables, fixed)
+        return cls(dense, rows, fixed)
 
 
 def initial_state(layout: Layout, objectives: Sequence[Objective]) -> State:
@@ -141,10 +152,8 @@ def _state(layout: Layout, named: Sequence[Tensors]) -> State:
     for key, names in layout.dense.items():
         flat = [torch.cat([tensors[name].reshape(-1) for name in names]) for tensors in named]
         _with_moments(state, key, joined(flat))
-    for name, group in layout.tables.items():
-        _with_moments(state, name, _one_below_the_other([tensors[name] for tensors in named]))
-        if f"count.{group}" not in state:
-            state[f"count.{group}"] = torch.zeros(len(state[name]), device=state[name].device)
+    for group, shapes in layout.rows.items():
+        state[rows_key(group)] = _side_by_side(shapes, named)
     for name in layout.fixed:
         state[name] = joined([tensors[name] for tensors in named])
     device = next(iter(state.values())).device
@@ -153,14 +162,39 @@ def _state(layout: Layout, named: Sequence[Tensors]) -> State:
     return state
 
 
-def _one_below_the_other(tables: Sequence[Tensor]) -> Tensor:
-    """Tables of all restarts, without a copy in between that would count where there are many groups."""
-    size = len(tables[0])
-    joined = tables[0].new_empty((len(tables), size + 1, *tables[0].shape[1:]))
-    for table, place in zip(tables, joined, strict=True):
-        place[:size] = table
-        place[size] = table[0]  # the row after the last group is where padding reads and writes
+def rows_key(group: str) -> str:
+    """Name in the state of a grouping factor's table: values, both moments and steps taken in each row."""
+    return f"rows.{group}"
+
+
+def _side_by_side(shapes: Mapping[str, torch.Size], named: Sequence[Tensors]) -> Tensor:
+    """The table of all restarts, one below the other, made without a copy in between."""
+    first = named[0][next(iter(shapes))]
+    width, size = sum(shape.numel() for shape in shapes.values()), len(first)
+    joined = first.new_zeros(len(named), size + 1, 3 * width + 1)
+    for tensors, place in zip(named, joined, strict=True):
+        for name, columns in split_rows(shapes, place[:, :width]).items():
+            columns[:size] = tensors[name]
+            columns[size] = tensors[name][0]  # the row after the last group is where padding reads and writes
     return joined.flatten(0, 1)
+
+
+def split_rows(shapes: Mapping[str, torch.Size], values: Tensor) -> Tensors:
+    """The parameters (..., *shape) of which rows of values (..., W) are made: views."""
+    parts = values.split([shape.numel() for shape in shapes.values()], dim=-1)
+    return {
+        name: part.unflatten(-1, shape) if len(shape) else part[..., 0]
+        for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }
+
+
+def group_tables(layout: Layout, state: State) -> Tensors:
+    """The parameters with one row for each group as the state has them, padding included: views."""
+    found: Tensors = {}
+    for group, shapes in layout.rows.items():
+        width = sum(shape.numel() for shape in shapes.values())
+        found.update(split_rows(shapes, state[rows_key(group)][:, :width]))
+    return found
 
 
 @torch.no_grad()
@@ -222,8 +256,8 @@ def _one_of(layout: Layout, state: State, position: int | None, count: int) -> T
     values = {name: pick(state[name]) for name in layout.fixed}
     for key, shapes in layout.dense.items():
         values.update(unflattened(pick(state[key]), shapes))
-    for name in layout.tables:
-        values[name] = state[name].chunk(count)[position or 0][:-1]
+    for name, table in group_tables(layout, state).items():
+        values[name] = table.chunk(count)[position or 0][:-1]
     return values
 
 

@@ -17,7 +17,16 @@ from torch.func import functional_call, grad_and_value
 
 from pyro_armed.batch import Batch, inclusion_probability, present_groups
 from pyro_armed.objective import LossParts, Objective
-from pyro_armed.training_state import ROLES, Layout, Parts, State, Tensors, unflattened
+from pyro_armed.training_state import (
+    ROLES,
+    Layout,
+    Parts,
+    State,
+    Tensors,
+    rows_key,
+    split_rows,
+    unflattened,
+)
 
 __all__ = [
     "BETAS",
@@ -127,8 +136,11 @@ class Update:
         values = {}
         for key, shapes in self.layout.dense.items():
             values.update(unflattened(state[key], shapes))
-        for name, group in self.layout.tables.items():
-            values[name] = state[name][self._places(present, group)]
+        for group, shapes in self.layout.rows.items():
+            width = sum(shape.numel() for shape in shapes.values())
+            values.update(
+                split_rows(shapes, state[rows_key(group)][self._places(present, group)][..., :width])
+            )
         return values
 
     def _places(self, present: Tensors, group: str) -> Tensor:
@@ -229,25 +241,20 @@ class Update:
                 g = _shortened(g, finite, factor)
             moments = state[f"{key}.mean"], state[f"{key}.square"]
             state[key].copy_(adam(state[key], *moments, g, state["count"], controls[..., 1 + role]))
-        for group in self.dummies:
-            self._ascend_tables(state, group, rows, present, (finite, factor, controls[..., 1]))
+        for group, shapes in self.layout.rows.items():
+            g = torch.cat([rows[name].reshape((*lead, self.size, -1)) for name in shapes], dim=-1)
+            g = _shortened(g.flatten(-2), finite, factor).reshape(-1, g.shape[-1])
+            places = self._places(present, group).reshape(-1)
+            self._ascend_rows(state[rows_key(group)], places, g, controls[..., 1])
 
-    def _ascend_tables(
-        self, state: State, group: str, gradient: Tensors, present: Tensors, how: tuple[Tensor, ...]
-    ) -> None:
-        finite, factor, rate = how
-        places = self._places(present, group).reshape(-1)
-        count = state[f"count.{group}"][places] + 1.0
-        state[f"count.{group}"].index_put_((places,), count)
-        copies = self.size if rate.dim() else 1
-        rates = RARE * (rate.repeat_interleave(copies) if rate.dim() else rate)
-        for name in (name for name, owner in self.layout.tables.items() if owner == group):
-            keys = (name, f"{name}.mean", f"{name}.square")
-            g = _shortened(gradient[name].reshape((*finite.shape, -1)), finite, factor)
-            value, mean, square = (state[key][places].reshape(len(places), -1) for key in keys)
-            new = adam(value, mean, square, g.reshape(value.shape), count, rates)
-            for key, value in zip(keys, (new, mean, square), strict=True):
-                state[key].index_put_((places,), value.reshape((-1, *state[key].shape[1:])))
+    def _ascend_rows(self, table: Tensor, places: Tensor, gradient: Tensor, rate: Tensor) -> None:
+        """Adam's step of some rows: values, both moments and number of steps of each side by side."""
+        width = gradient.shape[-1]
+        value, mean, square, count = table[places].split([width, width, width, 1], dim=-1)
+        mean, square, count = mean.clone(), square.clone(), count + 1.0
+        rates = RARE * (rate.repeat_interleave(self.size) if rate.dim() else rate)
+        new = adam(value, mean, square, gradient, count[:, 0], rates)
+        table.index_put_((places,), torch.cat([new, mean, square, count], dim=-1))
 
     def _clipping(self, state: State, gradients: Sequence[Tensor], lead: torch.Size) -> tuple[Tensor, Tensor]:
         """Whether the gradient is finite, and the factor that shortens it."""

@@ -16,7 +16,9 @@ from pyro_armed.seeds import seeded
 from pyro_armed.training import TrainingSettings, no_validation, train
 from pyro_armed.training_state import (
     first_values,
+    group_tables,
     initial_state,
+    rows_key,
     write_back,
 )
 from pyro_armed.updates import RARE, Update
@@ -139,14 +141,14 @@ def test_only_the_rows_of_present_groups_move():
     data = objective.module.data
     update = Update(objective, data, 3, 10.0, ["g"])
     state = initial_state(update.layout, [objective])
-    before = {name: state[name].clone() for name in update.layout.tables}
+    before = {name: table.clone() for name, table in group_tables(update.layout, state).items()}
     rows = torch.tensor([0, 1, 2])  # groups 0 and 1
     present = data.codes["g"][rows].unique().tolist()
     walk(update, state, data, [rows])
     for name, value in before.items():
-        moved = (state[name] != value).reshape(6, -1).any(-1)[:-1]
+        moved = (group_tables(update.layout, state)[name] != value).reshape(6, -1).any(-1)[:-1]
         assert moved.nonzero()[:, 0].tolist() == present
-    assert state["count.g"][:-1].nonzero()[:, 0].tolist() == present
+    assert state[rows_key("g")][:-1, -1].nonzero()[:, 0].tolist() == present
 
 
 def test_the_gradient_over_all_batches_is_that_of_all_groups():
@@ -168,8 +170,8 @@ def test_the_gradient_over_all_batches_is_that_of_all_groups():
             with seeded(3):
                 gradient, record = update.gradient(update.values(state, present), {}, batch, CONTROLS[0])
             elbo.append(float(record[0]))
-            for name in update.layout.tables:
-                total = sums.setdefault(name, torch.zeros_like(state[name]))
+            for name, table in group_tables(update.layout, state).items():
+                total = sums.setdefault(name, torch.zeros_like(table))
                 total.index_add_(0, present["g"], gradient[name])
         whole = Update(objective, data, data.n_rows, 10.0)
         with seeded(3):
@@ -189,12 +191,11 @@ def test_padding_changes_nothing():
     update = Update(objective, data, 4, 10.0, ["g"])
     rows = (data.codes["g"] == 4).nonzero()[:, 0]
     states = [initial_state(update.layout, [objective]) for _ in range(2)]
-    for name in update.layout.tables:
-        states[1][name][-1].fill_(3.0)
+    for table in group_tables(update.layout, states[1]).values():
+        table[-1].fill_(3.0)
     records = [walk(update, state, data, [rows]) for state in states]
     assert torch.equal(records[0], records[1])
-    for name in update.layout.tables:
-        assert torch.equal(states[0][name][:-1], states[1][name][:-1])
+    assert torch.equal(*(state[rows_key("g")][:-1] for state in states))
 
 
 def test_rows_of_tables_are_adams_of_their_own():
@@ -204,12 +205,13 @@ def test_rows_of_tables_are_adams_of_their_own():
     update = Update(objective, data, 3, math.inf, ["g"])
     state = initial_state(update.layout, [objective])
     name = next(name for name in update.layout.tables if "locations" in name)
-    start = state[name].clone()
+    table = group_tables(update.layout, state)[name]
+    start = table.clone()
     rows = (data.codes["g"] == 4).nonzero()[:3, 0]
     walk(update, state, data, [torch.tensor([1, 2, 3])] * 30)
-    assert float(start[4]) == float(state[name][4])
+    assert float(start[4]) == float(table[4])
     walk(update, state, data, [rows])
-    moved = float((state[name][4] - start[4]).abs())
+    moved = float((table[4] - start[4]).abs())
     assert moved == pytest.approx(0.02 * RARE, rel=1e-6)  # Adam's first step is the learning rate
 
 
