@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from pyro_armed.distributed._checkpoints import restore_checkpoint, write_checkp
 from pyro_armed.distributed._fit import is_lost
 from pyro_armed.distributed._shards import rows_per_step
 from pyro_armed.distributed._task import WINDOW, mean_records
-from pyro_armed.errors import MissingDependencyError
+from pyro_armed.errors import ArgumentError, MissingDependencyError
 
 try:
     import lightning
@@ -48,6 +49,9 @@ class ARMEDModule(lightning.LightningModule):
         Adam's first learning rate; None: 0.02, with a network 0.01.
     early_stopping : bool
         Whether to lower the learning rate, and to stop, when the smoothed ELBO stops rising.
+    schedule : {"plateau", "cosine"}
+        How the learning rate falls; see `ARMED.fit`. "cosine" goes by the trainer's ``max_epochs`` or
+        ``max_steps``.
     checkpoint : path-like, optional
         A file that the first process writes every ``every`` steps and when training fails, for
         `pyro_armed.distributed.fit_from`. Lightning's own checkpoints hold the parameters too.
@@ -85,12 +89,14 @@ class ARMEDModule(lightning.LightningModule):
         *,
         learning_rate: float | None = None,
         early_stopping: bool = True,
+        schedule: str = "plateau",
         checkpoint: str | os.PathLike[str] | None = None,
         every: int = 200,
         seed: int = 0,
     ):
         super().__init__()
-        self.task = Task(model, seed=seed, learning_rate=learning_rate, early_stopping=early_stopping)
+        how: dict[str, Any] = {"early_stopping": early_stopping, "schedule": schedule}
+        self.task = Task(model, seed=seed, learning_rate=learning_rate, **how)
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.every = every
         self._averaged = 0
@@ -120,10 +126,18 @@ class ARMEDModule(lightning.LightningModule):
         self.log("elbo", record[0].float(), prog_bar=True)
         return loss
 
+    def on_train_start(self) -> None:
+        """Refuse a learning rate that falls to the end of a training without one."""
+        if self.task.settings.schedule == "cosine" and not math.isfinite(self._steps()):
+            raise ArgumentError(
+                "schedule='cosine' goes by the end of training: pass max_epochs or max_steps to the Trainer."
+            )
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Average the gradients of many groups' effects, and clip the whole."""
+        """Average the gradients of many groups' effects, clip the whole, and set the learning rate."""
         self.task.collect()
         self.task.clip()
+        self.task.anneal(optimizer, self._progress())
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Note the step; decide on the learning rate after a window of steps."""
@@ -189,8 +203,12 @@ class ARMEDModule(lightning.LightningModule):
         """
         return self.task.finish(draws=draws, converged=self._converged, processes=self._processes)
 
+    def _steps(self) -> float:
+        """Steps of the whole training; infinite where the trainer has no limit."""
+        return float(self.trainer.estimated_stepping_batches)
+
     def _progress(self) -> float:
-        return self.task.step / max(1.0, float(self.trainer.estimated_stepping_batches))
+        return self.task.step / max(1.0, self._steps())
 
     def _average(self) -> Tensor:
         records = self.task.records

@@ -88,8 +88,9 @@ def equal_rows(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
     Examples
     --------
-    >>> equal_rows([torch.tensor([5, 7, 5]), torch.tensor([[0.5], [0.0], [0.5]])])
-    (tensor([1, 0]), tensor([1, 0, 1]))
+    >>> first, which = equal_rows([torch.tensor([5, 7, 5]), torch.tensor([[0.5], [0.0], [0.5]])])
+    >>> first[which]
+    tensor([0, 1, 0])
     """
     size, device = len(parts[0]), parts[0].device
     generator = torch.Generator().manual_seed(0)

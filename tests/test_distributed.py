@@ -21,7 +21,8 @@ from pyro_armed.distributed import Shard, Task, fit, fit_from
 from pyro_armed.distributed._shards import training_rows
 from pyro_armed.distributed._tables import LazyAdam, exchanged, sparse_gradients
 from pyro_armed.errors import ArgumentError, ConvergenceWarning, FileFormatError, NotFittedError
-from pyro_armed.updates import BETAS, adam
+from pyro_armed.training import cosine
+from pyro_armed.updates import BETAS, RARE, adam
 
 FORMULA = "y ~ x1 + (1 | group)"
 QUICK: dict[str, Any] = {"batch_size": 60, "draws": 20, "early_stopping": False, "progressbar": False}
@@ -201,8 +202,38 @@ def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     assert from_file.attrs["converged"] == 0
 
 
+def test_learning_rates_fall_to_zero_and_go_on_falling_after_a_break(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[list[float]] = []
+    step = LazyAdam.step
+    broken = [False]
+
+    def watched(self: Any, closure: Any = None) -> Any:
+        if len(rates) == 17 and not broken[0]:
+            broken[0] = True
+            raise KeyboardInterrupt
+        rates.append([group["lr"] for group in self.param_groups])
+        return step(self, closure)
+
+    how = {**QUICK, "batch_size": 14, "epochs": 1, "schedule": "cosine"}  # 14 rows for 30 groups: tables
+    del how["early_stopping"]
+    whole = fit(small(), **how)
+    monkeypatch.setattr(LazyAdam, "step", watched)
+    path = tmp_path / "run.ckpt"
+    with pytest.raises(KeyboardInterrupt):
+        fit(small(), checkpoint=path, every=10, **how)
+    resumed = fit(small(), checkpoint=path, resume=True, **how)
+    np.testing.assert_array_equal(resumed["posterior"]["1|group"], whole["posterior"]["1|group"])
+    expected = [0.02 * cosine(k / 21) for k in [*range(17), *range(10, 21)]]
+    np.testing.assert_allclose([first for first, _ in rates], expected, rtol=1e-9)
+    np.testing.assert_allclose([tables for _, tables in rates], RARE * np.array(expected), rtol=1e-9)
+
+
 def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     model = small()
+    with pytest.raises(ArgumentError, match="schedule='linear' is not 'plateau' or 'cosine'"):
+        fit(model, schedule="linear")
     with pytest.raises(ArgumentError, match="precision='32' is not"):
         fit(model, precision="32")
     with pytest.raises(ArgumentError, match="needs checkpoint="):

@@ -15,7 +15,7 @@ import torch
 
 import pyro_armed as pa
 from pyro_armed.distributed import fit, fit_from
-from pyro_armed.errors import ConvergenceWarning
+from pyro_armed.errors import ArgumentError, ConvergenceWarning
 
 lightning = pytest.importorskip("lightning", reason="the extra 'lightning' is not installed")
 armed = pytest.importorskip("pyro_armed.lightning")
@@ -41,20 +41,36 @@ def small() -> pa.ARMED:
     return pa.ARMED(FORMULA, pa.simulate.mixed_model(30, 10, seed=0).frame)
 
 
-@pytest.mark.parametrize("size", [60, 14])  # with 14 rows for 30 groups these are tables
-def test_lightning_and_the_plain_loop_take_the_same_steps(size: int) -> None:
+@pytest.mark.parametrize(("size", "schedule"), [(60, "plateau"), (14, "plateau"), (14, "cosine")])
+def test_lightning_and_the_plain_loop_take_the_same_steps(size: int, schedule: str) -> None:
+    """With 14 rows for 30 groups these are tables."""
     model = small()
-    module = armed.ARMEDModule(model, early_stopping=False, seed=1)
+    module = armed.ARMEDModule(model, early_stopping=False, schedule=schedule, seed=1)
     clipped = module.task._usual
     trainer(4).fit(module, datamodule=armed.ARMEDDataModule(model, batch_size=size, seed=1))
     assert clipped == float("inf") > module.task._usual
     assert bool(module.task._tables) == (size == 14)
     idata = module.finish(draws=20)
-    how = {"batch_size": size, "early_stopping": False, "draws": 20, "progressbar": False}
+    how = {
+        "batch_size": size,
+        "early_stopping": False,
+        "draws": 20,
+        "progressbar": False,
+        "schedule": schedule,
+    }
     plain = fit(small(), epochs=4, seed=1, **how)  # type: ignore[arg-type]
     assert idata is model.idata
     np.testing.assert_allclose(idata["sample_stats"]["elbo"], plain["sample_stats"]["elbo"], rtol=1e-6)
     np.testing.assert_allclose(idata["posterior"]["1|group"], plain["posterior"]["1|group"], rtol=1e-6)
+
+
+def test_a_rate_that_falls_needs_an_end() -> None:
+    model = small()
+    with pytest.raises(ArgumentError, match="pass max_epochs or max_steps"):
+        trainer(-1).fit(
+            armed.ARMEDModule(model, schedule="cosine"),
+            datamodule=armed.ARMEDDataModule(model, batch_size=60),
+        )
 
 
 def test_training_stops_where_the_elbo_does(monkeypatch: pytest.MonkeyPatch) -> None:

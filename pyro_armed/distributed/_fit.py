@@ -39,6 +39,7 @@ def fit(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     early_stopping: bool = True,
+    schedule: str = "plateau",
     draws: int = 500,
     precision: str = "64",
     checkpoint: str | os.PathLike[str] | None = None,
@@ -65,6 +66,8 @@ def fit(
         Adam's first learning rate; None: 0.02, with a network 0.01.
     early_stopping : bool
         Whether to stop when the smoothed ELBO stops rising.
+    schedule : {"plateau", "cosine"}
+        How the learning rate falls; see `ARMED.fit`.
     draws : int
         Posterior draws.
     precision : {"64", "bf16"}
@@ -108,11 +111,19 @@ def fit(
         raise ArgumentError(f"precision={precision!r} is not '64' or 'bf16'.")
     if resume and checkpoint is None:
         raise ArgumentError("resume=True needs checkpoint=..., the file to go on from.")
-    settings = TrainingSettings(epochs=epochs, batch_size=batch_size, early_stopping=early_stopping)
+    settings = TrainingSettings(
+        epochs=epochs, batch_size=batch_size, early_stopping=early_stopping, schedule=schedule
+    )
     with _processes(timeout) as (rank, world, device):
         shard = Shard(model, batch_size, seed=seed, rank=rank, world=world)
-        how: dict[str, Any] = {"learning_rate": learning_rate, "early_stopping": early_stopping}
-        task = Task(model, seed=seed, size=shard.size, **how)
+        task = Task(
+            model,
+            seed=seed,
+            size=shard.size,
+            learning_rate=learning_rate,
+            early_stopping=early_stopping,
+            schedule=schedule,
+        )
         steps = int(settings.max_steps) if epochs is None else int(epochs) * shard.steps
         loop = _Loop(task.to(device), shard, steps, device, precision)
         if checkpoint is not None and resume and Path(checkpoint).exists():
@@ -203,6 +214,7 @@ class _Loop:
         loss.backward()
         task.collect()
         task.clip()
+        task.anneal(self.optimizer, task.step / self.steps)
         self.optimizer.step()
         task.records.append(record)
         task.step += 1

@@ -23,7 +23,7 @@ from pyro_armed.inference import InferenceSettings, Trained, assembled, mean_fie
 from pyro_armed.local import local_parameters
 from pyro_armed.seeds import seeded, stream
 from pyro_armed.streamed_fit import chain_from, start
-from pyro_armed.training import Plateau, TrainingResult
+from pyro_armed.training import Plateau, TrainingResult, TrainingSettings, cosine
 from pyro_armed.training_state import Parts, sparse_groups
 from pyro_armed.updates import BETAS, RARE
 
@@ -46,6 +46,8 @@ class Task(nn.Module):
         Adam's learning rate; None: 0.02, with a network 0.01.
     early_stopping : bool
         Whether to lower the learning rate, and to stop, when the smoothed ELBO stops rising.
+    schedule : {"plateau", "cosine"}
+        See `ARMED.fit`.
     size : int, optional
         Rows of a minibatch of one process, where `spare` is to go by them.
 
@@ -72,6 +74,7 @@ class Task(nn.Module):
         seed: int = 0,
         learning_rate: float | None = None,
         early_stopping: bool = True,
+        schedule: str = "plateau",
         size: int | None = None,
     ):
         super().__init__()
@@ -80,6 +83,7 @@ class Task(nn.Module):
             restarts=1,
             learning_rate=learning_rate,
             early_stopping=early_stopping,
+            schedule=schedule,
             seed=seed,
         )
         self.model = (model,)  # a tuple, for the user's model is no part of this module
@@ -98,6 +102,7 @@ class Task(nn.Module):
         self.step = 0
         self._usual = float("inf")
         self._plateau = Plateau()
+        self._first_rates: list[float] = []
         self._freeze_unused(rows.select(torch.arange(min(rows.size, 8))))
         if size is not None:
             self.spare(size)
@@ -105,7 +110,11 @@ class Task(nn.Module):
     @property
     def rate(self) -> float:
         """The first learning rate."""
-        return self.settings.training(self._ingredients.plan is not None).learning_rate
+        return self._training.learning_rate
+
+    @property
+    def _training(self) -> TrainingSettings:
+        return self.settings.training(self._ingredients.plan is not None)
 
     # --- the loss ----------------------------------------------------------------------------------------
 
@@ -238,7 +247,22 @@ class Task(nn.Module):
         if head is not None:
             decay, rate = head.settings.weight_decay, head.settings.learning_rate
             groups.append({"params": own, "lr": rate, "weight_decay": decay})
+        self._first_rates = [group["lr"] for group in groups]
         return LazyAdam(groups, betas=BETAS)
+
+    def anneal(self, optimizer: torch.optim.Optimizer, progress: float) -> None:
+        """Set the learning rates where they go by the time: to be called before each step.
+
+        Parameters
+        ----------
+        optimizer : Optimizer
+            From `optimizer`, a wrapper's or restored.
+        progress : float
+            Fraction of training done.
+        """
+        if self.settings.schedule == "cosine":
+            for group, first in zip(optimizer.param_groups, self._first_rates, strict=True):
+                group["lr"] = first * cosine(progress)
 
     @torch.no_grad()
     def clip(self) -> None:
@@ -276,7 +300,7 @@ class Task(nn.Module):
         """
         head = self._objective[0].adversary
         rising = head is not None and progress < head.settings.warmup
-        if not self.settings.early_stopping or rising:
+        if not self._training.watched or rising:
             return False
         action = self._plateau.update(window)
         if action == "decay":
