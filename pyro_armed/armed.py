@@ -26,7 +26,8 @@ from pyro_armed.errors import ArgumentError, NotFittedError
 from pyro_armed.export import build_idata, prior_idata
 from pyro_armed.families import Family
 from pyro_armed.fitted import FittedModel
-from pyro_armed.inference import InferenceResult, InferenceSettings, Ingredients, infer
+from pyro_armed.inference import InferenceResult, infer
+from pyro_armed.inference_settings import InferenceSettings, Ingredients
 from pyro_armed.membership import Membership
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.new_rows import weights_column

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -18,32 +17,24 @@ from pyro_armed.batch import Batch
 from pyro_armed.design import Encoded
 from pyro_armed.errors import DataError
 from pyro_armed.families import Family
-from pyro_armed.metrics import Estimate
 from pyro_armed.new_groups import Mode, mode_of
 from pyro_armed.posterior import Chain, Posterior
 from pyro_armed.predict import Evaluated, evaluated_rows, extended_chains
+from pyro_armed.scores import COVERAGES, ScoredRows, Scores, join, kind_of, score_table
 from pyro_armed.seeds import seeded, stream
 from pyro_armed.spec import ModelSpec
 
-__all__ = ["COVERAGES", "clusters_of", "evaluate", "kind_of", "pointwise"]
+__all__ = [
+    "clusters_of",
+    "evaluate",
+    "pointwise",
+    "score_rows",
+]
 
-COVERAGES = (0.5, 0.8, 0.95)
 _PREDICTIVE_DRAWS = 2000
 _ELEMENTS = 10_000_000
 
 Floats = NDArray[np.float64]
-
-
-@dataclass
-class _Scores:
-    """One score per row, shape (N,); empty where the response has no such score."""
-
-    nlpd: Floats
-    squared_error: Floats
-    crps: Floats
-    covered: Floats  # (N, len(COVERAGES))
-    expected: Floats  # response, or probability of the second outcome
-    correct: Floats
 
 
 def evaluate(
@@ -92,39 +83,25 @@ def evaluate(
     At most 2000 predictive draws are made for ``crps`` and ``coverage``. Rows are taken some at a time, so
     that memory does not grow with their number times the draws.
     """
+    rows = score_rows(posterior, encoded, mode, seed=seed, draws=draws)
+    return score_table(rows, posterior.chains[0].module.spec.family, mode_of(mode).name, seed=seed)
+
+
+def score_rows(
+    posterior: Posterior, encoded: Encoded, mode: str | Mode, *, seed: int, draws: int | None = None
+) -> ScoredRows:
+    """The scores that `evaluate` takes the mean of; arguments and errors are the same.
+
+    Returns
+    -------
+    ScoredRows
+    """
     scores, weights = _score(posterior, encoded, mode, seed, draws)
-    notes: dict[str, str] = {}
-    clusters = clusters_of(posterior.chains[0].module.spec, encoded.batch)
-
-    def mean(values: Floats) -> Estimate:
-        return metrics.widest(lambda codes: metrics.mean_score(values, weights, codes), clusters)
-
-    rows = {"nlpd": mean(scores.nlpd)}
-    kind = kind_of(posterior.chains[0].module.spec.family)
-    if kind == "numeric":
-        rows["rmse"] = metrics.widest(
-            lambda codes: metrics.rmse(scores.squared_error, weights, codes), clusters
-        )
-        rows["crps"] = mean(scores.crps)
-        for probability, covered in zip(COVERAGES, scores.covered.T, strict=True):
-            rows[f"coverage_{probability * 100:.0f}"] = mean(covered)
-    elif kind == "binary":
-        rows |= _binary(scores, _numpy(encoded.batch.response), weights, clusters, seed, notes)
-    else:
-        rows["accuracy"] = mean(scores.correct)
-        rows["brier"] = mean(scores.squared_error)
-    table = [(name, estimate.value, estimate.se) for name, estimate in rows.items()]
-    frame = pd.DataFrame(table, columns=["metric", "value", "se"])
+    spec, batch = posterior.chains[0].module.spec, encoded.batch
+    codes = {name: np.asarray(batch.codes[name].cpu().numpy()) for name in spec.effect_groups}
+    labels = {name: [*spec.group(name).labels, *encoded.new_groups.get(name, [])] for name in codes}
     used = len(posterior.chains) * (posterior.n_draws if draws is None else draws)
-    frame.attrs |= {
-        "n_rows": encoded.batch.size,
-        "n_draws": used,
-        "new_groups": mode_of(mode).name,
-        "seed": seed,
-    }
-    if notes:
-        frame.attrs["notes"] = notes
-    return frame
+    return ScoredRows(scores, _numpy(batch.response), weights, codes, labels, used)
 
 
 def pointwise(
@@ -162,46 +139,9 @@ def pointwise(
     return pd.DataFrame(columns, index=pd.Index(index, name="__obs__"))
 
 
-def clusters_of(spec: ModelSpec, batch: Batch) -> list[NDArray[np.int64]]:
-    """Codes of the rows for each grouping factor with effects of which there are two groups or more.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        The model's structure.
-    batch : Batch
-        Rows.
-
-    Returns
-    -------
-    list of numpy.ndarray, shape (N,)
-    """
-    codes = [np.asarray(batch.codes[name].cpu().numpy()) for name in spec.effect_groups]
-    return [one for one in codes if len(np.unique(one)) > 1]
-
-
-def _binary(
-    scores: _Scores,
-    y: Floats,
-    weights: Floats | None,
-    clusters: list[NDArray[np.int64]],
-    seed: int,
-    notes: dict[str, str],
-) -> dict[str, Estimate]:
-    p, bootstrap = scores.expected, stream(seed, "bootstrap")
-    auroc = metrics.widest(lambda codes: metrics.auroc(p, y, weights, codes), clusters)
-    if np.isnan(auroc.value):
-        notes["auroc"] = "All rows have one outcome; the area under the curve needs both."
-    brier = metrics.widest(lambda codes: metrics.mean_score(scores.squared_error, weights, codes), clusters)
-    ece = metrics.widest(
-        lambda codes: metrics.expected_calibration_error(p, y, weights, codes, seed=bootstrap), clusters
-    )
-    return {"auroc": auroc, "brier": brier, "ece": ece}
-
-
 def _score(
     posterior: Posterior, encoded: Encoded, mode: str | Mode, seed: int, draws: int | None
-) -> tuple[_Scores, Floats | None]:
+) -> tuple[Scores, Floats | None]:
     """Scores of all rows, some at a time; and the rows' weights."""
     batch = encoded.batch
     if batch.response is None or not batch.size:
@@ -212,11 +152,10 @@ def _score(
     with seeded(stream(seed, "responses")):
         for rows in torch.arange(batch.size).split(size):
             parts.append(_score_rows(chains, batch.select(rows)))
-    joined = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(_Scores)}
-    return _Scores(**joined), None if batch.weights is None else _numpy(batch.weights)
+    return join(parts), None if batch.weights is None else _numpy(batch.weights)
 
 
-def _score_rows(chains: Sequence[Chain], batch: Batch) -> _Scores:
+def _score_rows(chains: Sequence[Chain], batch: Batch) -> Scores:
     """Scores of some rows in one pass over the draws."""
     family = chains[0].module.spec.family
     kind = kind_of(family)
@@ -234,7 +173,7 @@ def _score_rows(chains: Sequence[Chain], batch: Batch) -> _Scores:
     mean, y = total / count, _numpy(batch.response)
     drawn = np.concatenate(responses) if responses else None
     empty = np.empty(0)
-    return _Scores(
+    return Scores(
         nlpd=np.log(count) - density,
         squared_error=metrics.squared_errors(mean, y),
         crps=empty if drawn is None else metrics.crps(drawn, y),
@@ -271,12 +210,23 @@ def _expected(family: Family, part: Evaluated, batch: Batch) -> Tensor:
     return mean * batch.trials
 
 
-def kind_of(family: Family) -> str:
-    """Which scores a response has: those of a ``"numeric"`` or ``"binary"`` one, or of ``"levels"``."""
-    if family.response in ("categorical", "ordinal"):
-        return "levels"
-    return "binary" if family.response == "binary" else "numeric"
-
-
 def _numpy(tensor: Any) -> Floats:
     return np.asarray(tensor.detach().cpu().double().numpy())
+
+
+def clusters_of(spec: ModelSpec, batch: Batch) -> list[NDArray[np.int64]]:
+    """Codes of the rows for each grouping factor with effects of which there are two groups or more.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The model's structure.
+    batch : Batch
+        Rows.
+
+    Returns
+    -------
+    list of numpy.ndarray, shape (N,)
+    """
+    codes = [np.asarray(batch.codes[name].cpu().numpy()) for name in spec.effect_groups]
+    return [one for one in codes if len(np.unique(one)) > 1]

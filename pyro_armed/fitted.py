@@ -22,10 +22,12 @@ from pyro_armed.membership import Membership, fit_membership
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.new_groups import Adapt, Mode, mode_of
 from pyro_armed.new_rows import encode_rows, encode_support
+from pyro_armed.parquet import ParquetRows, is_parquet
 from pyro_armed.posterior import Posterior
 from pyro_armed.predict import predict_draws
 from pyro_armed.reconstruct import reconstruct_rows
 from pyro_armed.spec import ModelSpec
+from pyro_armed.streamed_evaluation import evaluate_frames, frames_of
 from pyro_armed.summary import Summary, summarize
 from pyro_armed.updating import update_effects
 
@@ -151,6 +153,11 @@ class FittedModel(ManyGroups):
         >>> [str(mode) for mode in predicted["new_groups"].values[[0, -1]]]
         ['adapt', 'marginal']
         """
+        if is_parquet(data) and isinstance(self._design, FormulaDesign):
+            raise ArgumentError(
+                "predict returns the draws of all rows: pass it some rows of the files at a time as a data "
+                "frame, or run `pyro-armed predict --stream`, which writes what they say of each row."
+            )
         model = self._holding(data, groups, support, calibration)
         posterior = model._fitted()
         encoded = model._encode(data, groups, offset=offset, trials=trials, unseen_levels=unseen_levels)
@@ -225,8 +232,9 @@ class FittedModel(ManyGroups):
 
         Parameters
         ----------
-        data : pandas.DataFrame or array-like
-            Rows with their response; for a model from arrays the inputs x.
+        data : pandas.DataFrame, path-like, pyarrow.dataset.Dataset or array-like
+            Rows with their response; Parquet, a file or a folder, is read some rows at a time. For a model
+            from arrays the inputs x.
         y : array-like, optional
             Responses, for a model from arrays.
         weights : array-like, shape (N,), optional
@@ -239,6 +247,9 @@ class FittedModel(ManyGroups):
         pandas.DataFrame
             Columns ``metric``, ``value``, ``se``. See `pyro_armed.evaluation.evaluate`.
         """
+        if is_parquet(data) and isinstance(self._design, FormulaDesign):
+            how = {"new_groups": new_groups, "support": support, "unseen_levels": unseen_levels}
+            return evaluate_frames(self, frames_of(self, ParquetRows(data)), seed=seed, **how)
         model = self._holding(data, groups, support)
         posterior = model._fitted()
         beside = {"weights": weights, "offset": offset, "trials": trials}

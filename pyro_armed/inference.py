@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_armed.adversary import Adversary
 from pyro_armed.batch import Batch
-from pyro_armed.building import NetworkPlan, build_adversary, build_module
-from pyro_armed.devices import checked_device, elsewhere
+from pyro_armed.building import build_adversary, build_module
+from pyro_armed.devices import elsewhere
 from pyro_armed.draws import draw_chain, draw_tables, without_row_axis
 from pyro_armed.effect_tables import HELD, effect_numbers
-from pyro_armed.errors import ArgumentError
 from pyro_armed.gaussian_conditional import has_gaussian_conditional
 from pyro_armed.global_draws import draw_effects
 from pyro_armed.guides import MeanFieldGuide
 from pyro_armed.importance import pareto_smooth
+from pyro_armed.inference_settings import InferenceSettings, Ingredients
 from pyro_armed.local import local_parameters
 from pyro_armed.marginal_training import can_train_marginally, train_marginally
 from pyro_armed.module import MixedEffectsModule
@@ -30,73 +28,11 @@ from pyro_armed.pooled_rows import PooledRows, pool_rows
 from pyro_armed.posterior import Chain, Posterior
 from pyro_armed.sampling import CONDITIONS_ON, sample_nuts
 from pyro_armed.seeds import generator_for
-from pyro_armed.spec import ModelSpec
 from pyro_armed.structured import JointGuide, StructuredGuide
 from pyro_armed.structured_fit import FEW_ESTIMATES, fit_structured
-from pyro_armed.training import TrainingResult, TrainingSettings, no_validation, single_thread, train_restarts
+from pyro_armed.training import TrainingResult, no_validation, single_thread, train_restarts
 
-__all__ = ["InferenceResult", "InferenceSettings", "assembled", "infer", "mean_field_chain"]
-
-INFERENCES = ("svi", "nuts")
-GUIDES = ("structured", "mean_field")
-
-
-@dataclass(frozen=True)
-class InferenceSettings:
-    """The arguments of `ARMED.fit` that concern inference; see there.
-
-    Raises
-    ------
-    ArgumentError
-        For values that cannot be used.
-    """
-
-    inference: str = "svi"
-    guide: str = "structured"
-    restarts: int = 4
-    draws: int = 500
-    epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    early_stopping: bool = True
-    compile: str = "auto"
-    schedule: str = "plateau"
-    device: Any = None
-    warmup: int = 500
-    seed: int = 0
-    progressbar: bool = True
-
-    def __post_init__(self) -> None:
-        _one_of("inference", self.inference, INFERENCES)
-        _one_of("guide", self.guide, GUIDES)
-        for name in ("restarts", "draws", "warmup"):
-            object.__setattr__(self, name, _whole(name, getattr(self, name), 1))
-        object.__setattr__(self, "seed", _whole("seed", self.seed, 0))
-        object.__setattr__(self, "device", checked_device(self.device))
-        self.training(network=False)
-
-    def training(self, network: bool) -> TrainingSettings:
-        """Settings of the SVI loop."""
-        return TrainingSettings(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=(0.01 if network else 0.02) if self.learning_rate is None else self.learning_rate,
-            early_stopping=self.early_stopping,
-            compile=self.compile,
-            schedule=self.schedule,
-        )
-
-    def trains_marginally(self, ingredients: Ingredients) -> bool:
-        """Whether a network may be trained by the marginal likelihood, as far as the settings go."""
-        open_ = self.epochs is None and self.batch_size is None and self.learning_rate is None
-        plain = ingredients.adversary is None and not ingredients.fixed_effects_weight
-        unforced = self.early_stopping and self.schedule == "plateau" and self.compile == "auto"
-        here = self.guide == "structured" and self.device == torch.device("cpu")
-        return self.inference == "svi" and open_ and plain and unforced and here
-
-    def chain_seed(self, restart: int) -> int:
-        """Seed of one restart."""
-        return self.seed * 1009 + restart
+__all__ = ["FittedChain", "InferenceResult", "Trained", "assembled", "infer", "mean_field_chain"]
 
 
 @dataclass(frozen=True)
@@ -144,34 +80,6 @@ class FittedChain:
     converged: bool
     khat: float | None
     notes: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Ingredients:
-    """What every restart starts from.
-
-    Attributes
-    ----------
-    spec : ModelSpec
-        The model's structure.
-    priors : mapping of str to Distribution
-        The user's priors.
-    plan : NetworkPlan or None
-        The network.
-    data : Batch
-        Training rows.
-    adversary : Adversary or None
-        Settings of the adversary.
-    fixed_effects_weight : float
-        Weight of the loss of the prediction without group effects.
-    """
-
-    spec: ModelSpec
-    priors: Mapping[str, Any]
-    plan: NetworkPlan | None
-    data: Batch
-    adversary: Adversary | None = None
-    fixed_effects_weight: float = 0.0
 
 
 def infer(ingredients: Ingredients, settings: InferenceSettings) -> InferenceResult:
@@ -503,14 +411,3 @@ def _structured(
     if given is not module and inside is not None:
         whole = JointGuide(guide, inside.restricted(module.spec.network_sites))
     return FittedChain(chain, whole, elbo, converged, globals_.khat, notes)
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) < 2**48:
-        raise ArgumentError(f"{name}={value!r} must be a whole number of at least {least}.")
-    return int(value)
-
-
-def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ArgumentError(f"{name}={value!r} is not one of {', '.join(map(repr, known))}.")

@@ -13,14 +13,8 @@ from pyro_armed.draws import draw_tables
 from pyro_armed.effect_tables import HELD, effect_numbers
 from pyro_armed.errors import ArgumentError
 from pyro_armed.guides import MeanFieldGuide
-from pyro_armed.inference import (
-    FittedChain,
-    InferenceResult,
-    InferenceSettings,
-    Ingredients,
-    Trained,
-    assembled,
-)
+from pyro_armed.inference import FittedChain, InferenceResult, Trained, assembled
+from pyro_armed.inference_settings import InferenceSettings, Ingredients
 from pyro_armed.local import local_parameters
 from pyro_armed.module import MixedEffectsModule
 from pyro_armed.objective import Objective

@@ -566,7 +566,7 @@ def test_streamed_fits_and_predictions_are_the_librarys(files, capsys, monkeypat
 
     call = ["predict", files / "streamed.armed", files / "train.parquet", "--out", files / "whole.parquet"]
     assert run(capsys, *call)[0] == 0
-    monkeypatch.setattr("pyro_armed.cli._streams._NUMBERS", 40 * 50)  # blocks of 50 rows
+    monkeypatch.setattr("pyro_armed.streamed_evaluation._NUMBERS", 40 * 50)  # blocks of 50 rows
     for suffix in ("csv", "parquet"):
         call[-1] = files / f"blocks.{suffix}"
         code, out, _ = run(capsys, *call, "--stream")
@@ -574,6 +574,25 @@ def test_streamed_fits_and_predictions_are_the_librarys(files, capsys, monkeypat
         assert "160 predictions" in out
         blocks = pd.read_csv(call[-1]) if suffix == "csv" else pd.read_parquet(call[-1])
         pd.testing.assert_frame_equal(blocks, pd.read_parquet(files / "whole.parquet"), rtol=1e-9)
+
+
+def test_streamed_scores_are_the_librarys(files, capsys, monkeypatch):
+    monkeypatch.setattr("pyro_armed.streamed_evaluation._NUMBERS", 40 * 50)
+    call = [
+        "evaluate",
+        files / "m.armed",
+        files / "train.parquet",
+        "--stream",
+        "--out",
+        files / "streamed.csv",
+    ]
+    code, text, _ = run(capsys, *call)
+    assert code == 0
+    assert "nlpd" in text
+    expected = pa.load(files / "m.armed").evaluate(files / "train.parquet")
+    pd.testing.assert_frame_equal(pd.read_csv(files / "streamed.csv"), expected, check_like=True)
+    _, _, err = run(capsys, *call[:2], files / "train.csv", *call[3:])
+    assert "--stream reads Parquet only" in err
 
 
 def test_large_files_are_streamed_where_the_guide_allows(files, capsys, monkeypatch):

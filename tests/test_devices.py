@@ -5,7 +5,7 @@ import torch
 
 from pyro_armed.devices import checked_device
 from pyro_armed.errors import ArgumentError
-from pyro_armed.inference import InferenceSettings
+from pyro_armed.inference_settings import InferenceSettings
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", 1.5])

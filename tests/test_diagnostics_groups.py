@@ -14,7 +14,8 @@ from pyro_armed import diagnostics
 from pyro_armed.diagnostics import SBC
 from pyro_armed.diagnostics._groups import joint_log_density
 from pyro_armed.errors import ArgumentError, ConvergenceWarning
-from pyro_armed.inference import InferenceSettings, Ingredients, infer
+from pyro_armed.inference import infer
+from pyro_armed.inference_settings import InferenceSettings, Ingredients
 
 PRIORS = {
     "Intercept": dist.Normal(0.0, 1.0),

@@ -18,10 +18,10 @@ from pyro_armed.armed import ARMED
 from pyro_armed.baselines._task import Rows, Task
 from pyro_armed.batch import Batch, minibatches
 from pyro_armed.errors import ArgumentError
-from pyro_armed.evaluation import kind_of
 from pyro_armed.families import Family
-from pyro_armed.inference import InferenceSettings
+from pyro_armed.inference_settings import InferenceSettings
 from pyro_armed.passes import network_inputs, run_rows
+from pyro_armed.scores import kind_of
 from pyro_armed.seeds import generator_for, seeded, stream
 from pyro_armed.training import TrainingSettings, cosine, single_thread
 

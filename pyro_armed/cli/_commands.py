@@ -11,9 +11,9 @@ import xarray as xr
 
 from pyro_armed.armed import ARMED
 from pyro_armed.cli._cross_validate import add_cross_validation, cross_validated, refuse_model_options
-from pyro_armed.cli._fitted_models import load_both, model_and_data, seed_and_quiet, subcommand, support_rows
+from pyro_armed.cli._fitted_models import load_model, model_and_data, seed_and_quiet, subcommand, support_rows
 from pyro_armed.cli._models import add_model_options, fit_options, model_of
-from pyro_armed.cli._streams import add_stream, is_streamed
+from pyro_armed.cli._streams import add_stream, blocks_of_rows, is_streamed
 from pyro_armed.cli._tables import (
     SUFFIXES,
     check_writable,
@@ -22,6 +22,7 @@ from pyro_armed.cli._tables import (
 )
 from pyro_armed.cli._text import say, table_text
 from pyro_armed.files import write_netcdf, write_whole
+from pyro_armed.streamed_evaluation import evaluate_frames
 
 MODEL, NETCDF = (".armed",), (".nc",)
 
@@ -134,6 +135,7 @@ def add_evaluate(commands: Any) -> None:
     model_and_data(parser, "rows with their response, .csv or .parquet")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table too, .csv or .parquet")
     add_cross_validation(parser)
+    add_stream(parser)
     seed_and_quiet(parser)
     parser.set_defaults(run=_evaluate)
 
@@ -149,9 +151,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         say(table_text(overall[["split", "metric", "value", "se"]], digits=4))
         return
     refuse_model_options(options)
-    model, frame = load_both(options)
-    support = support_rows(options, model)
-    scores = model.evaluate(frame, new_groups=options.new_groups, support=support, seed=options.seed)
+    model = load_model(options)
+    how = {"new_groups": options.new_groups, "support": support_rows(options, model), "seed": options.seed}
+    if is_streamed(options.data, options):
+        scores = evaluate_frames(model, blocks_of_rows(options.data, model), **how)
+    else:
+        scores = model.evaluate(read_table(options.data, model.formula, model.spec.groups), **how)
     if options.out is not None:
         write_table(options.out, scores)
     say(table_text(scores, digits=4))

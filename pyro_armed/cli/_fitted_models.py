@@ -14,7 +14,7 @@ from pyro_armed.cli._text import HelpFormatter
 from pyro_armed.errors import ArgumentError
 from pyro_armed.new_groups import MODES
 
-__all__ = ["load_both", "load_model", "model_and_data", "seed_and_quiet", "subcommand", "support_rows"]
+__all__ = ["load_model", "model_and_data", "seed_and_quiet", "subcommand", "support_rows"]
 
 
 def subcommand(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:
@@ -87,8 +87,8 @@ def seed_and_quiet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
-def load_both(options: argparse.Namespace) -> tuple[ARMED, pd.DataFrame]:
-    """The model and the rows that the options name.
+def load_model(options: argparse.Namespace) -> ARMED:
+    """The model that the options name.
 
     Parameters
     ----------
@@ -97,19 +97,13 @@ def load_both(options: argparse.Namespace) -> tuple[ARMED, pd.DataFrame]:
 
     Returns
     -------
-    tuple of ARMED and pandas.DataFrame
+    ARMED
 
     Raises
     ------
-    ArgumentError, DataError, FileFormatError
-        For files that are not there or cannot be read.
+    ArgumentError, FileFormatError
+        For files that are not there or cannot be read, and data of a kind that is not read.
     """
-    model = load_model(options)
-    return model, read_table(options.data, model.formula, model.spec.groups)
-
-
-def load_model(options: argparse.Namespace) -> ARMED:
-    """The model that the options name; see `load_both`."""
     check_suffix(options.data, SUFFIXES)
     path = Path(options.model)
     if not path.is_file():

@@ -16,13 +16,12 @@ from pyro_armed.cli._tables import SUFFIXES, check_suffix, with_known_labels
 from pyro_armed.errors import ArgumentError
 from pyro_armed.files import write_whole
 from pyro_armed.parquet import ParquetRows
+from pyro_armed.streamed_evaluation import frames_of
 
 __all__ = ["add_stream", "blocks_of_rows", "is_streamed", "write_blocks"]
 
 # Bytes of a Parquet file beyond which it is not read whole; in memory it takes several times as much.
 LARGE = 500_000_000
-# Draws of predictions that are held at a time.
-_NUMBERS = 20_000_000
 
 
 def add_stream(parser: argparse.ArgumentParser) -> None:
@@ -85,16 +84,8 @@ def blocks_of_rows(path: Path, model: ARMED) -> Iterator[pd.DataFrame]:
     ArgumentError
         For a model with within_between, which needs all rows of a group at once.
     """
-    if getattr(getattr(model._design, "_columns", None), "split", None) is not None:
-        raise ArgumentError(
-            "The model splits columns into within and between, which takes all rows of a group at once: "
-            "leave --stream out, or cut the file between groups."
-        )
-    posterior = model._any_posterior()
-    size = max(1, _NUMBERS // (posterior.n_draws * len(posterior.chains)))
-    rows = ParquetRows(path)
-    for table in rows.tables(rows.schema.names, size=size):
-        yield with_known_labels(table.to_pandas(), model.spec.groups)
+    for frame in frames_of(model, ParquetRows(path)):
+        yield with_known_labels(frame, model.spec.groups)
 
 
 def write_blocks(path: Path, frames: Callable[[], Iterator[pd.DataFrame]]) -> None:

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from pyro_armed.batch import Batch
 from pyro_armed.design import Encoded
 from pyro_armed.errors import ArgumentError
-from pyro_armed.evaluation import kind_of
 from pyro_armed.families import Family
 from pyro_armed.new_groups import Mode
 from pyro_armed.posterior import Chain, Posterior
 from pyro_armed.predict import evaluated_rows, extended_chains
+from pyro_armed.scores import kind_of
 from pyro_armed.seeds import seeded, stream
 
 __all__ = ["WHOLE", "Predictive", "check_level", "predictive"]

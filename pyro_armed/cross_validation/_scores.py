@@ -10,8 +10,8 @@ import pandas as pd
 from pyro_armed import metrics
 from pyro_armed.cross_validation._predict import cross_predict
 from pyro_armed.errors import DataError
-from pyro_armed.evaluation import COVERAGES
 from pyro_armed.metrics import Estimate
+from pyro_armed.scores import COVERAGES
 from pyro_armed.seeds import stream
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from pyro_armed.diagnostics._groups import group_log_likelihood, likelihood_of_c
 from pyro_armed.errors import ConvergenceWarning
 from pyro_armed.export import to_arviz
 from pyro_armed.importance import KHAT_LIMIT
-from pyro_armed.inference import InferenceSettings, Ingredients, infer
+from pyro_armed.inference import infer
+from pyro_armed.inference_settings import InferenceSettings, Ingredients
 
 __all__ = ["loo_group"]
 

@@ -21,7 +21,8 @@ from pyro_armed.batch import Batch
 from pyro_armed.diagnostics._access import scalar_draws
 from pyro_armed.errors import ArgumentError
 from pyro_armed.export import posterior_dataset, prior_chain
-from pyro_armed.inference import InferenceSettings, Ingredients, infer
+from pyro_armed.inference import infer
+from pyro_armed.inference_settings import InferenceSettings, Ingredients
 from pyro_armed.posterior import Chain, Posterior
 from pyro_armed.predict import evaluated_rows
 from pyro_armed.seeds import seeded, stream

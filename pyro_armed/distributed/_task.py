@@ -19,7 +19,8 @@ from pyro_armed.design import StreamedDesign
 from pyro_armed.distributed._shards import training_rows
 from pyro_armed.distributed._tables import LazyAdam, exchanged, sparse_gradients, world_size
 from pyro_armed.guides import MeanFieldGuide
-from pyro_armed.inference import InferenceSettings, Trained, assembled, mean_field_chain
+from pyro_armed.inference import Trained, assembled, mean_field_chain
+from pyro_armed.inference_settings import InferenceSettings
 from pyro_armed.local import local_parameters
 from pyro_armed.seeds import seeded, stream
 from pyro_armed.streamed_fit import chain_from, start

@@ -10,8 +10,8 @@ from scipy import stats
 
 from pyro_armed import metrics
 from pyro_armed.errors import ArgumentError, DataError
-from pyro_armed.evaluation import COVERAGES
 from pyro_armed.plots._figures import COLOURS, pyplot_figure
+from pyro_armed.scores import COVERAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
