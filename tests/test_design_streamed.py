@@ -10,7 +10,7 @@ import pytest
 from pyro_armed import families
 from pyro_armed.design import FormulaDesign, StreamedDesign
 from pyro_armed.design._running import RunningMoments
-from pyro_armed.design._structure import _moments
+from pyro_armed.design._structure import moments_of
 from pyro_armed.errors import ArgumentError, ArmedError, DataError, FormulaError
 from pyro_armed.parquet import ParquetRows
 
@@ -164,7 +164,7 @@ def test_running_moments_are_the_moments_of_all() -> None:
         running = RunningMoments()
         for part in np.split(np.arange(500), [10, 30, 31, 400]):
             running.add(columns[part], None if w is None else w[part])
-        found, expected = running.moments(), _moments("x", columns, w)
+        found, expected = running.moments(), moments_of("x", columns, w)
         np.testing.assert_allclose(found.center, expected.center, rtol=1e-12)
         np.testing.assert_allclose(found.scale, expected.scale, rtol=1e-9, atol=1e-12)
         for name in ("constant", "zero", "plain"):

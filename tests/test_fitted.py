@@ -77,7 +77,9 @@ def test_before_fitting():
         (lambda m: m.predict(frame().assign(g=None)), DataError, "missing label"),
         (lambda m: m.predict(frame().iloc[:0]), DataError, "no rows"),
         (lambda m: m.predict(frame().drop(columns="x")), DataError, "'x'"),
-        (lambda m: m.predict("new.csv"), DataError, "must be a pandas DataFrame"),
+        (lambda m: m.predict("new.parquet"), ArgumentError, "at a time as a data frame"),
+        (lambda m: m.evaluate("new.csv"), DataError, "new.csv"),
+        (lambda m: m.predict([1.0]), DataError, "must be a pandas DataFrame"),
     ],
 )
 def test_bad_calls(gaussian, call, kind, message):
