@@ -24,7 +24,7 @@ from pyro_armed.module import MixedEffectsModule
 from pyro_armed.networks import untouched
 from pyro_armed.pooled_rows import PooledRows, equal_rows
 from pyro_armed.structured import StructuredGuide
-from pyro_armed.structured_fit import find_mode, negative_hessian
+from pyro_armed.structured_fit import find_mode, rough_hessian
 
 __all__ = ["MarginalTraining", "can_train_marginally", "train_marginally"]
 
@@ -247,7 +247,7 @@ def train_marginally(
     with torch.no_grad():
         guide = StructuredGuide(module, rows.batch, module.hidden(rows.batch), rows.within)
     start, _ = find_mode(guide, guide.space.start, slope=_ROUGH)
-    scale = _WIDER * curvature_scale(negative_hessian(guide, start))
+    scale = _WIDER * curvature_scale(rough_hessian(guide, start))
     training, size = MarginalTraining(guide), len(start)
     weights = training.flat_weights()
 

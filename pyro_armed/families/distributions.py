@@ -323,7 +323,9 @@ class HalfStudentT(_Elementwise):
         return draws.clamp_min(torch.finfo(draws.dtype).tiny)
 
     def _log_density(self, value: Tensor) -> Tensor:
-        return self._base().log_prob(value) + math.log(2.0)
+        df, half = self.df, 0.5 * (self.df + 1.0)
+        constant = torch.lgamma(half) - torch.lgamma(0.5 * df) - 0.5 * (math.pi / 4.0 * df).log()
+        return constant - self.scale.log() - half * torch.log1p((value / self.scale).square() / df)
 
 
 class OrderedNormal(TorchDistribution):
