@@ -167,15 +167,31 @@ class MarginalTraining:
         self.sums = _Sums.of(self.conditional, which, len(first), self.center)
         network: Any = self.module.network
         self.weights = [p for p in network.parameters() if p.requires_grad]
+        self._precision, self._constant = self._weight_prior()
+
+    @torch.enable_grad()
+    def _weight_prior(self) -> tuple[Tensor, Tensor]:
+        """The weights' log prior, a sum of squares: their precisions (W,), and its value at zero."""
+        kept = self.flat_weights()
+        self.set_weights(torch.ones_like(kept))
+        value = self.module.log_prior_of_weights()
+        slopes = torch.autograd.grad(value, self.weights, materialize_grads=True)
+        self.set_weights(kept)
+        precision = -torch.cat([slope.reshape(-1).double() for slope in slopes])
+        return precision, value.detach() + 0.5 * precision.sum()
 
     def log_density(self, theta: Tensor) -> Tensor:
         """Of the unconstrained global variables theta (P,) and the weights as they are; 0-dim."""
+        squares = self._precision @ self.flat_weights().square()
+        return self._log_density_given_weights(theta) + self._constant - 0.5 * squares
+
+    def _log_density_given_weights(self, theta: Tensor) -> Tensor:
         values, log_prior = self.space.evaluate(theta.unsqueeze(0))
         fixed = self._fixed(values) - self.center
         square, products = self.sums.residuals(fixed)
         known = self.conditional.given_residuals(square, products)
         log_likelihood = known.integrated(known.problem(values))
-        return (log_prior + log_likelihood)[0] + self.module.log_prior_of_weights()
+        return (log_prior + log_likelihood)[0]
 
     def _fixed(self, values: Mapping[str, Tensor]) -> Tensor:
         one = self.module.passed(self.kinds)
@@ -194,10 +210,12 @@ class MarginalTraining:
 
     def gradient(self, theta: Tensor) -> tuple[float, Tensor, Tensor]:
         """The log density, and its gradient in theta (P,) and in the weights (W,)."""
-        theta = theta.clone().requires_grad_()
-        value = self.log_density(theta)
+        theta, weights = theta.clone().requires_grad_(), self.flat_weights()
+        value = self._log_density_given_weights(theta)
         own, *others = torch.autograd.grad(value, [theta, *self.weights], materialize_grads=True)
-        return float(value.detach()), own, torch.cat([g.reshape(-1).double() for g in others])
+        pull = self._precision * weights
+        density = value.detach() + self._constant - 0.5 * pull @ weights
+        return float(density), own, torch.cat([g.reshape(-1).double() for g in others]) - pull
 
 
 @dataclass(frozen=True)
