@@ -40,7 +40,7 @@ _GAIN, _WINDOW, _MOST_PASSES = 5e-4, 10, 500
 # network changes what they are for.
 _WIDER = 10.0
 # Slope at which the fit without training ends.
-_ROUGH = 20
+_ROUGH = 0.5
 _TRIED_ROWS = 5
 
 

@@ -146,7 +146,8 @@ def test_leaving_groups_out_agrees_with_fitting_without_them():
     gaps = np.array(list(difference.values()))
     k = np.asarray(result.pareto_k)
     print("largest", np.abs(gaps).max(), "sum", gaps.sum(), "elpd", found.sum(), "k-hat", k.round(2))
-    # The outlying group's weights have few effective draws: by seeds of the fit, its value at k-hat .68 is .37 off.
+    # The outlying group's weights have few effective draws: with one seed of the fit its value, at k-hat .68,
+    # is .37 off.
     assert np.abs(gaps[k <= 0.5]).max() < 0.15, difference
     assert np.abs(gaps).max() < 0.6, difference
     assert abs(gaps[k <= 0.5].sum()) < 0.4, difference
