@@ -34,13 +34,13 @@ __all__ = ["MarginalTraining", "can_train_marginally", "train_marginally"]
 _ROWS_EACH = 75
 # Multiplications of one pass over the distinct rows.
 _MOST_WORK = 200_000_000
-# The search ends where ten passes add less than this to the log density of a row.
-_GAIN, _WINDOW, _MOST_PASSES = 5e-4, 10, 500
+# The search ends where nine passes add less than this to the log density of a row.
+_GAIN, _WINDOW, _MOST_PASSES = 5e-4, 9, 500
 # Coefficients and standard deviations move in steps of so many posterior sds of the fit without training: the
 # network changes what they are for.
 _WIDER = 10.0
 # Slope at which the fit without training ends.
-_ROUGH = 0.5
+_ROUGH = 5.0
 _TRIED_ROWS = 5
 
 
